@@ -36,7 +36,9 @@ class Problem:
         gram = as_matrix(self.gram, name="gram").astype(weight.dtype, copy=False)
         d_in = weight.shape[1]
         if gram.shape != (d_in, d_in):
-            raise ValueError(f"gram has shape {gram.shape}, but weight has d_in = {d_in}: expected ({d_in}, {d_in})")
+            raise ValueError(
+                f"gram has shape {gram.shape}, but weight has d_in = {d_in}: expected ({d_in}, {d_in})"
+            )
         _check_symmetric(gram)
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "gram", gram)
@@ -84,18 +86,24 @@ def as_matrix(value: Any, *, name: str) -> Array:
     if matrix.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} has dtype {matrix.dtype}: convert it to float32 or float64")
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"{name} has shape {matrix.shape}: expected a matrix with at least one row and column")
+        raise ValueError(
+            f"{name} has shape {matrix.shape}: expected a matrix with at least one row and column"
+        )
     finite = np.isfinite(matrix)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
-        raise ValueError(f"{name} holds {matrix[row, column]} at row {row}, column {column}: only finite values work")
+        raise ValueError(
+            f"{name} holds {matrix[row, column]} at row {row}, column {column}: only finite values work"
+        )
     return np.ascontiguousarray(matrix)
 
 
 def _check_symmetric(gram: Array) -> None:
     gap, scale = float(np.abs(gram - gram.T).max()), float(np.abs(gram).max())
     if gap > SYMMETRY_TOLERANCE * scale:
-        raise ValueError(f"gram is not symmetric: entries differ by {gap:.3g} of at most {scale:.3g}; pass E[x x^T]")
+        raise ValueError(
+            f"gram is not symmetric: entries differ by {gap:.3g} of at most {scale:.3g}; pass E[x x^T]"
+        )
     lowest = float(gram.diagonal().min())
     if lowest < 0:
         raise ValueError(f"gram has a negative diagonal entry {lowest:.3g}: a second moment E[x x^T] cannot")

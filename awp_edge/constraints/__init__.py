@@ -7,6 +7,23 @@ from .supports import NM, BalancedBlock, BlockSparse, Dense, RowSparse
 from .values import BITS, BoundGrid, IntGrid, Reals, Values
 
 __all__ = [
-    "BITS", "NM", "BalancedBlock", "BlockSparse", "BoundGrid", "Constraint", "Dense", "IntGrid", "LowRank", "Mask",
-    "Reals", "RowSparse", "Shape", "Sparse", "Support", "Traits", "Values", "gain", "top_k",
+    "BITS",
+    "NM",
+    "BalancedBlock",
+    "BlockSparse",
+    "BoundGrid",
+    "Constraint",
+    "Dense",
+    "IntGrid",
+    "LowRank",
+    "Mask",
+    "Reals",
+    "RowSparse",
+    "Shape",
+    "Sparse",
+    "Support",
+    "Traits",
+    "Values",
+    "gain",
+    "top_k",
 ]

@@ -33,7 +33,9 @@ class Sparse:
     def traits(self) -> Traits:
         """Return the laws the projection obeys."""
         real = isinstance(self.values, Reals)
-        return Traits(cone=real, row_separable=not isinstance(self.support, BlockSparse), union_of_subspaces=real)
+        return Traits(
+            cone=real, row_separable=not isinstance(self.support, BlockSparse), union_of_subspaces=real
+        )
 
     def check(self, shape: Shape) -> None:
         """Raise ValueError where the support or the grid does not fit (d_out, d_in)."""
@@ -69,7 +71,9 @@ class Sparse:
 
     def _rounder(self) -> Values:
         if isinstance(self.values, IntGrid):
-            raise ValueError("the integer grid has no scales yet: call bind(weight) (or grid.fit(weight)) first")
+            raise ValueError(
+                "the integer grid has no scales yet: call bind(weight) (or grid.fit(weight)) first"
+            )
         return self.values
 
 

@@ -140,7 +140,9 @@ def _usable(scales: Array, *, half: bool) -> Array:
     if half:
         limit = float(np.finfo(np.float16).max)
         if scales.size and float(scales.max()) > limit:
-            raise ValueError(f"a group needs the scale {float(scales.max()):.4g}, above float16's {limit:.0f}")
+            raise ValueError(
+                f"a group needs the scale {float(scales.max()):.4g}, above float16's {limit:.0f}"
+            )
         rounded = scales.astype(np.float16).astype(dtype)
     else:
         rounded = scales

@@ -1,0 +1,143 @@
+"""The primitives every method is written in, by two twins: NumPy (the reference) and the native core."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from . import native
+from .constraints import BoundGrid, LowRank, Mask, Reals, Sparse, Support
+from .constraints.values import Codes
+from .problem import Array, Problem
+from .solvers.base import Run, Stop, minimise
+from .solvers.pgd import Pgd, iterate
+
+log = logging.getLogger(__name__)
+
+#: Supports with a native twin, by the name their descriptor gives.
+NATIVE_SUPPORTS = frozenset({"dense", "row", "nm", "balanced", "block"})
+
+
+class Backend(Protocol):
+    """Select, round, project and iterate; the twins agree bit for bit in all but the products."""
+
+    name: ClassVar[str]
+
+    def select(self, support: Support, gain: Array) -> Mask:
+        """Return the mask with the largest total gain."""
+
+    def encode(self, grid: BoundGrid, z: Array) -> Codes:
+        """Return the codes of the nearest grid points."""
+
+    def project(self, constraint: Sparse, z: Array) -> Array:
+        """Return the nearest point of a support x values set."""
+
+    def factors(self, problem: Problem, constraint: LowRank) -> tuple[Array, Array]:
+        """Return the factors of the activation-aware rank-r optimum."""
+
+    def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
+        """Run projected gradient descent from a start inside the set (or W, with a ramp)."""
+
+
+@dataclass(frozen=True)
+class NumpyBackend:
+    """The reference: every primitive as its class defines it."""
+
+    name: ClassVar[str] = "numpy"
+
+    def select(self, support: Support, gain: Array) -> Mask:
+        """Return the mask with the largest total gain."""
+        support.check((gain.shape[0], gain.shape[1]))
+        return support.select(gain)
+
+    def encode(self, grid: BoundGrid, z: Array) -> Codes:
+        """Return the codes of the nearest grid points."""
+        return grid.encode(z)
+
+    def project(self, constraint: Sparse, z: Array) -> Array:
+        """Return the nearest point of a support x values set."""
+        return constraint.project(z)
+
+    def factors(self, problem: Problem, constraint: LowRank) -> tuple[Array, Array]:
+        """Return the factors of the activation-aware rank-r optimum."""
+        from .baselines.asvd import weighted_factors
+
+        return weighted_factors(problem, constraint)
+
+    def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
+        """Run projected gradient descent."""
+        return minimise(iterate(problem, constraint, start, method=method), stop)
+
+
+@dataclass(frozen=True)
+class NativeBackend:
+    """The multithreaded C++ core.
+
+    Args:
+        threads: number of threads, all usable cores where None; the results do not depend on it.
+    """
+
+    threads: int | None = None
+    name: ClassVar[str] = "native"
+
+    def select(self, support: Support, gain: Array) -> Mask:
+        """Return the mask with the largest total gain."""
+        support.check((gain.shape[0], gain.shape[1]))
+        return native.select(gain, support.descriptor(), threads=self.threads)
+
+    def encode(self, grid: BoundGrid, z: Array) -> Codes:
+        """Return the codes of the nearest grid points."""
+        return native.encode(z, grid, threads=self.threads)
+
+    def project(self, constraint: Sparse, z: Array) -> Array:
+        """Return the nearest point of a support x values set."""
+        constraint.check((z.shape[0], z.shape[1]))
+        return native.project(z, constraint, threads=self.threads)
+
+    def factors(self, problem: Problem, constraint: LowRank) -> tuple[Array, Array]:
+        """Return the factors of the activation-aware rank-r optimum."""
+        constraint.check(problem.shape)
+        return native.low_rank(problem.weight, problem.gram, constraint.rank)
+
+    def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
+        """Run projected gradient descent."""
+        return native.pgd(problem, constraint, start, method=method, stop=stop, threads=self.threads)
+
+
+def resolve(name: str, *, threads: int | None = None, constraint: Sparse | LowRank | None = None) -> Backend:
+    """Return the backend of that name; "auto" is native where it is built and knows the constraint.
+
+    AWP_BACKEND=numpy|native overrides "auto". Low rank is NumPy's under "auto": LAPACK's SVD is the faster one.
+
+    Raises:
+        ValueError: an unknown name, or "native" where it was not built or has no twin of the constraint.
+    """
+    if name == "auto":
+        name = os.environ.get("AWP_BACKEND", "") or _automatic(constraint)
+    if name == "numpy":
+        return NumpyBackend()
+    if name != "native":
+        raise ValueError(f"backend must be auto, numpy or native, got {name!r}")
+    if not native.available():
+        raise ValueError(
+            "the native core was not built: install a C++ compiler and reinstall, or use backend='numpy'"
+        )
+    if not _has_twin(constraint):
+        raise ValueError(f"the native core has no twin of {constraint!r}: use backend='numpy'")
+    return NativeBackend(threads)
+
+
+def _automatic(constraint: Sparse | LowRank | None) -> str:
+    if isinstance(constraint, LowRank) or not _has_twin(constraint):
+        return "numpy"
+    return "native" if native.available() else "numpy"
+
+
+def _has_twin(constraint: Sparse | LowRank | None) -> bool:
+    if not isinstance(constraint, Sparse):
+        return True
+    described = getattr(constraint.support, "descriptor", None)
+    known = described is not None and described()[0] in NATIVE_SUPPORTS
+    return known and (isinstance(constraint.values, Reals | BoundGrid) or hasattr(constraint.values, "fit"))
