@@ -1,0 +1,95 @@
+// Micro-kernels: a small block of the output held in SIMD registers while the inner dimension runs by.
+#pragma once
+
+#include "gemm_operands.hpp"
+
+namespace awp {
+
+// Where a micro-kernel writes: rows x columns at data, added to what is there or not.
+template <class Sum> struct OutBlock {
+  Sum* data;
+  Index stride;
+  Index rows;
+  Index columns;
+  bool accumulate;
+};
+
+// Shape of the block for the register file: kRows x kVectors sums, kVectors of B and one broadcast of A must fit.
+#if defined(__AVX512F__)
+constexpr int kRows = 8, kVectors = 3;  // 32 registers: 24 + 3 + 1; 11 loads feed 24 products
+#elif defined(__AVX2__)
+constexpr int kRows = 4, kVectors = 3;  // 16 registers: 12 + 3 + 1
+#elif defined(__ARM_NEON)
+constexpr int kRows = 4, kVectors = 6;  // 32 registers: 24 + 6 + 1
+#else
+constexpr int kRows = 4, kVectors = 2;  // 16 registers, one of them for the product that is not yet added
+#endif
+
+// Adds the sums of one row to the output; the last vector may be partial.
+template <int Vectors, class Sum>
+inline void store_row(const simd::Vector<Sum>* sums, Sum* to, Index columns, bool accumulate) {
+  constexpr int lanes = simd::kLanes<Sum>;
+#pragma GCC unroll 8
+  for (int v = 0; v < Vectors; ++v, to += lanes, columns -= lanes) {
+    if (columns >= lanes) {
+      simd::store(to, accumulate ? simd::load(to) + sums[v] : sums[v]);
+    } else if (columns > 0) {
+      simd::store(to, accumulate ? simd::load(to, columns) + sums[v] : sums[v], columns);
+    }
+  }
+}
+
+// Kernel for operands that are multiplied in SIMD registers.
+template <class Arithmetic> struct VectorKernel : Arithmetic {
+  using typename Arithmetic::Operand;
+  using typename Arithmetic::Sum;
+  static constexpr Index kLanes = simd::kLanes<Sum>;
+  static constexpr Index kBlockRows = kRows;             // rows of A per call
+  static constexpr Index kPanel = kVectors * kLanes;     // columns of B per call
+  static constexpr Index kPanelUnit = kLanes;            // the last panel is padded to this
+  static constexpr Index kDepthUnit = 1;                 // operands along the inner dimension are padded to this
+  static constexpr bool kReadsPackedColumns = true;      // A may also be a slice of a packed panel (Gram)
+
+  struct Session {};  // per-thread set-up of the unit: none
+
+  // out += A B over `depth` operands. RowStride, ColumnStride: distance in A from one row, one operand, to the next.
+  template <Index RowStride>
+  static void run(const Operand* a, Index column_stride, const Operand* b, Index depth, Index width,
+                  const OutBlock<Sum>& out) {
+    if (width == kPanel) return run_width<kVectors, RowStride>(a, column_stride, b, depth, out);
+    run_narrow<kVectors - 1, RowStride>(a, column_stride, b, depth, width, out);
+  }
+
+ private:
+  template <int Vectors, Index RowStride>
+  static void run_narrow(const Operand* a, Index column_stride, const Operand* b, Index depth, Index width,
+                         const OutBlock<Sum>& out) {
+    if constexpr (Vectors > 0) {
+      if (width == Vectors * kLanes) return run_width<Vectors, RowStride>(a, column_stride, b, depth, out);
+      run_narrow<Vectors - 1, RowStride>(a, column_stride, b, depth, width, out);
+    }
+  }
+
+  template <int Vectors, Index RowStride>
+  static void run_width(const Operand* a, Index column_stride, const Operand* b, Index depth,
+                        const OutBlock<Sum>& out) {
+    simd::Vector<Sum> sums[kRows][Vectors] = {};
+    for (Index k = 0; k < depth; ++k, a += column_stride, b += Vectors * kLanes) {
+      decltype(Arithmetic::load(b)) right[Vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) right[v] = Arithmetic::load(b + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const auto left = Arithmetic::broadcast(a[r * RowStride]);
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) Arithmetic::multiply_add(left, right[v], sums[r][v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      if (r < out.rows) store_row<Vectors, Sum>(sums[r], out.data + r * out.stride, out.columns, out.accumulate);
+    }
+  }
+};
+
+}  // namespace awp

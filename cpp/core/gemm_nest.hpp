@@ -1,0 +1,102 @@
+// The loops around a micro-kernel: packing, blocking, and the tiles of a Gram matrix.
+//
+// B (k x n) is stored as panels of Kernel::kPanel columns, panel after panel. A panel holds `depth` rows of operands,
+// each `width` operands long: contiguous in exactly the order a kernel reads it. Missing rows and columns are zero.
+#pragma once
+
+#include "gemm_kernels.hpp"
+
+namespace awp {
+
+// Operands of the inner dimension per kernel call. A panel slice (256 x 48 floats, 48 KB) streams from the L2 cache at
+// 16 bytes per cycle while a slice of A (8 x 256 floats, 8 KB) stays in L1, and the output block is touched only once
+// per 256 multiply-adds. The order of additions follows from it, so it is the same for all shapes.
+constexpr Index kDepthBlock = 256;
+// Distance between rows of packed A: not a multiple of 4 KB or of a power-of-two number of cache lines, so that the rows
+// a kernel reads together fall into different cache sets (a row of 4096 floats would not).
+constexpr Index kRowStride = kDepthBlock + 16;
+// Panels multiplied before the next slice of A: their part of the output (192 rows x 480 floats) stays in L2.
+constexpr Index kPanelGroup = 10;
+
+constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+constexpr Index round_up(Index a, Index b) { return ceil_div(a, b) * b; }
+
+// Geometry of a packed (k x n) matrix.
+template <class Kernel> struct PanelLayout {
+  Index k, n;
+  Index depth() const { return round_up(ceil_div(k, Kernel::kDepth), Kernel::kDepthUnit); }
+  Index panels() const { return ceil_div(n, Kernel::kPanel); }
+  Index columns(Index panel) const { return std::min(Kernel::kPanel, n - panel * Kernel::kPanel); }
+  Index width(Index panel) const { return round_up(columns(panel), Kernel::kPanelUnit); }
+  Index offset(Index panel) const { return panel * Kernel::kPanel * depth(); }
+  // Operands in all, with room for a kernel that reads kBlockRows operands at the end of the last row (Gram).
+  Index size() const {
+    return offset(panels() - 1) + width(panels() - 1) * depth() + Kernel::kBlockRows;
+  }
+};
+
+template <class Kernel>
+void pack_panel(const typename Kernel::Source* b, Index ldb, const PanelLayout<Kernel>& layout, Index panel,
+                typename Kernel::Operand* out) {
+  const Index columns = layout.columns(panel), width = layout.width(panel);
+  b += panel * Kernel::kPanel;
+  for (Index row = 0; row < layout.k; row += Kernel::kDepth, out += width) {
+    Kernel::from_columns(b + row * ldb, ldb, layout.k - row, columns, out);
+    std::fill(out + columns, out + width, typename Kernel::Operand{});
+  }
+  std::fill_n(out, (layout.depth() - ceil_div(layout.k, Kernel::kDepth)) * width, typename Kernel::Operand{});
+}
+
+// Packed A: for each block of kDepthBlock operands all rows, kRowStride apart, padded with zero rows to whole kernels.
+template <class Kernel>
+void pack_rows(const typename Kernel::Source* a, Index m, Index lda, const PanelLayout<Kernel>& layout,
+               typename Kernel::Operand* out) {
+  using Operand = typename Kernel::Operand;
+  const Index padded_rows = round_up(m, Kernel::kBlockRows), depth = layout.depth();
+  for (Index start = 0; start < depth; start += kDepthBlock, out += padded_rows * kRowStride) {
+    const Index length = std::min(kDepthBlock, depth - start), first = start * Kernel::kDepth;
+    const Index count = std::min(length * Kernel::kDepth, layout.k - first);
+    for (Index row = 0; row < padded_rows; ++row) {
+      Operand* to = out + row * kRowStride;
+      const Index filled = row < m ? ceil_div(count, Kernel::kDepth) : 0;
+      if (row < m) Kernel::from_row(a + row * lda + first, count, to);
+      std::fill(to + filled, to + length, Operand{});
+    }
+  }
+}
+
+// out (m x n) = packed A times packed B.
+template <class Kernel>
+void multiply_packed(const typename Kernel::Operand* a, Index m, const typename Kernel::Operand* b,
+                     const PanelLayout<Kernel>& layout, typename Kernel::Sum* out, Index ldo) {
+  [[maybe_unused]] const typename Kernel::Session session{};
+  const Index padded_rows = round_up(m, Kernel::kBlockRows), depth = layout.depth();
+  for (Index group = 0; group < layout.panels(); group += kPanelGroup) {
+    const Index group_end = std::min(group + kPanelGroup, layout.panels());
+    for (Index start = 0; start < depth; start += kDepthBlock) {
+      const Index length = std::min(kDepthBlock, depth - start);
+      const auto* rows = a + start / kDepthBlock * padded_rows * kRowStride;
+      for (Index panel = group; panel < group_end; ++panel) {
+        const Index width = layout.width(panel);
+        const auto* slice = b + layout.offset(panel) + start * width;
+        for (Index row = 0; row < m; row += Kernel::kBlockRows) {
+          Kernel::template run<kRowStride>(rows + row * kRowStride, 1, slice, length, width,
+                                           {out + row * ldo + panel * Kernel::kPanel, ldo,
+                                            std::min(Kernel::kBlockRows, m - row), layout.columns(panel), start > 0});
+        }
+      }
+    }
+  }
+}
+
+template <class Kernel>
+void multiply_rows(const typename Kernel::Source* a, Index m, Index lda, const typename Kernel::Operand* b,
+                   const PanelLayout<Kernel>& layout, typename Kernel::Sum* out, Index ldo, Workspace& workspace) {
+  using Operand = typename Kernel::Operand;
+  const Index size = ceil_div(layout.depth(), kDepthBlock) * round_up(m, Kernel::kBlockRows) * kRowStride;
+  auto* rows = static_cast<Operand*>(workspace.reserve(static_cast<std::size_t>(size) * sizeof(Operand)));
+  pack_rows<Kernel>(a, m, lda, layout, rows);
+  multiply_packed<Kernel>(rows, m, b, layout, out, ldo);
+}
+
+}  // namespace awp
