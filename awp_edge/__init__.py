@@ -1,7 +1,7 @@
 """Compress language models on a CPU and run them on the edge.
 
-Activation-aware weight pruning and quantization by projected gradient descent (AWP, arXiv 2506.10205): a NumPy reference
-one can read, a native twin, a streaming calibration and an ONNX exporter.
+Activation-aware weight pruning and quantization by projected gradient descent (AWP, arXiv 2506.10205): a NumPy
+reference one can read, a native twin, a streaming calibration and an ONNX exporter.
 """
 
 from .constraints import NM, BalancedBlock, BlockSparse, Dense, IntGrid, LowRank, Reals, RowSparse, Sparse

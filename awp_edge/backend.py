@@ -109,7 +109,7 @@ class NativeBackend:
 def resolve(name: str, *, threads: int | None = None, constraint: Sparse | LowRank | None = None) -> Backend:
     """Return the backend of that name; "auto" is native where it is built and knows the constraint.
 
-    AWP_BACKEND=numpy|native overrides "auto". Low rank is NumPy's under "auto": LAPACK's SVD is the faster one.
+    AWP_BACKEND=numpy|native overrides "auto". Low rank is NumPy's under "auto": LAPACK's SVD is faster.
 
     Raises:
         ValueError: an unknown name, or "native" where it was not built or has no twin of the constraint.

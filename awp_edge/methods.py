@@ -100,7 +100,7 @@ class CompressSpec:
         return constraint
 
     def rank_for(self, shape: tuple[int, int]) -> int:
-        """Return the rank: as given (at most full), or the largest whose factors hold the share of the parameters."""
+        """Return the rank: as given (at most full), or the largest whose factors fit the share of parameters."""
         assert self.rank is not None
         if self.rank >= 1:
             return min(int(self.rank), *shape)

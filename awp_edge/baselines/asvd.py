@@ -20,8 +20,8 @@ def asvd(problem: Problem, constraint: LowRank, *, engine: Backend) -> tuple[Arr
 def weighted_factors(problem: Problem, constraint: LowRank) -> tuple[Array, Array]:
     """Return U_r S_r and V_r^T S^+ with C = S S^T and W S = U S_r V^T; a singular C is allowed.
 
-    The rows of [W S]_r lie in the range of S^T, so multiplying by the pseudo-inverse S^+ loses nothing and the error is
-    1/2 sum_{i > r} sigma_i(W S)^2, the smallest there is. Computed in float64; cost O(d_in^3 + d_out d_in^2).
+    The rows of [W S]_r lie in the range of S^T, so multiplying by the pseudo-inverse S^+ loses nothing and the
+    error is 1/2 sum_{i > r} sigma_i(W S)^2, the smallest there is. Computed in float64; cost O(d_in^3 + d_out d_in^2).
     """
     constraint.check(problem.shape)
     dtype = problem.weight.dtype
@@ -32,7 +32,7 @@ def weighted_factors(problem: Problem, constraint: LowRank) -> tuple[Array, Arra
 
 
 def gram_root(gram: Array) -> tuple[Array, Array]:
-    """Return S = C^(1/2) and its pseudo-inverse, float64; eigenvalues below d eps lambda_max count as zero."""
+    """Return S = C^(1/2) and its pseudo-inverse, float64; eigenvalues below d eps lambda_max count as 0."""
     values, vectors = np.linalg.eigh(gram.astype(np.float64))
     floor = gram.shape[0] * float(np.finfo(gram.dtype).eps) * max(float(values[-1]), 0.0)
     roots = np.sqrt(np.where(values > floor, values, 0.0))

@@ -28,11 +28,11 @@ class LowRank:
         """Raise ValueError unless 0 <= rank <= min(d_out, d_in)."""
         if not 0 <= self.rank <= min(shape):
             raise ValueError(
-                f"rank must lie between 0 and {min(shape)} for a {shape[0]}x{shape[1]} matrix, got {self.rank}"
+                f"rank must lie in 0..{min(shape)} for a {shape[0]}x{shape[1]} matrix, got {self.rank}"
             )
 
     def project(self, z: Array) -> Array:
-        """Return the truncated singular value decomposition, (d_out, d_in); cost O(d_out d_in min(d_out, d_in))."""
+        """Return the truncated singular value decomposition; cost O(d_out d_in min(d_out, d_in))."""
         left, right = self.factors(z)
         return left @ right
 

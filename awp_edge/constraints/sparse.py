@@ -18,8 +18,8 @@ class Sparse:
     """Constrain to {Theta: supp(Theta) in F, nonzero entries in V}.
 
     With Q(z) the nearest value and gain(z) = z^2 - (z - Q(z))^2 >= 0, the cost of a support M is
-    ||Z||^2 - sum_M gain: choosing the support with the largest total gain, rounding inside and zeroing outside is the
-    exact projection (proofs/T01).
+    ||Z||^2 - sum_M gain: choosing the support with the largest total gain, rounding inside and zeroing outside is
+    the exact projection (proofs/T01).
 
     Args:
         support: the family F.

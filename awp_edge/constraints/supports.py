@@ -93,8 +93,8 @@ class NM:
 class BalancedBlock:
     """Allow k nonzeros in every interleaved block of `block` inputs: the K/64 edge format.
 
-    With n = d_in / block, block b holds the inputs b, b + n, b + 2n, ...: neighbouring inputs (one attention head)
-    fall into different blocks, which costs far less layer error than contiguous blocks.
+    With n = d_in / block, block b holds the inputs b, b + n, b + 2n, ...: neighbouring inputs (one attention
+    head) fall into different blocks, which costs far less layer error than contiguous blocks.
     """
 
     k: int
@@ -140,8 +140,8 @@ class BlockSparse:
         return np.repeat(np.repeat(kept, self.rows, axis=0), self.cols, axis=1)
 
     def _block_gain(self, gain: Array) -> Array:
-        # One fixed order of additions in float64 (columns of a row, then rows), so that the native twin agrees
-        # to the last bit.
+        # One fixed order of additions in float64 (columns of a row, then rows), so that the native twin agrees to
+        # the last bit.
         tiles = gain.reshape(gain.shape[0] // self.rows, self.rows, -1, self.cols)
         total = np.zeros((tiles.shape[0], tiles.shape[2]), dtype=np.float64)
         for row in range(self.rows):

@@ -33,10 +33,10 @@ class Reals:
 
 @dataclass(frozen=True)
 class IntGrid:
-    """Specify V = {(code - zero) scale} with one scale and one integer zero point per group of inputs of a row.
+    """Specify V = {(code - zero) scale}: one scale and one integer zero point per group of inputs of a row.
 
-    A specification only: `fit` makes the `BoundGrid` that rounds. The zero point is an integer, so 0 is exact and
-    pruned weights stay zero.
+    A specification only: `fit` makes the `BoundGrid` that rounds. The zero point is an integer, so 0 is exact
+    and pruned weights stay zero.
 
     Args:
         bits: 2, 3, 4 or 8.
@@ -74,7 +74,7 @@ class IntGrid:
 
         Args:
             weight: (d_out, d_in), float32 or float64.
-            gram: accepted so that grids fitted to the objective can share the signature; the range needs none.
+            gram: accepted so that grids fitted to the objective share the signature; the range needs none.
 
         Raises:
             ValueError: a group size that does not divide d_in, or a scale too large for float16.

@@ -34,7 +34,7 @@ class State:
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop after max_iter steps, or where ||(W - Theta) C||_F / ||W||_F < tol, or where Theta no longer changes.
+    """Stop after max_iter steps, where ||(W - Theta) C||_F / ||W||_F < tol, or where Theta stays the same.
 
     The defaults are those of AWP's pruning experiments.
 
@@ -69,8 +69,8 @@ class Run:
 class Encoding:
     """Hold the parts a compressed weight is stored as; None where a part does not apply.
 
-    codes: uint8 (d_out, d_in).  scales: (d_out, groups).  zeros: uint8 (d_out, groups).  mask: bool (d_out, d_in).
-    left, right: (d_out, r) and (r, d_in), Theta = left @ right.
+    codes: uint8 (d_out, d_in).  scales: (d_out, groups).  zeros: uint8 (d_out, groups).
+    mask: bool (d_out, d_in).  left, right: (d_out, r) and (r, d_in), Theta = left @ right.
     """
 
     codes: Codes | None = None
@@ -85,8 +85,8 @@ class Encoding:
 class Result:
     """Return the compressed weight and how it was reached.
 
-    theta: (d_out, d_in), dtype of W, C-contiguous, in the constraint.  objective: f(theta), the smallest seen.
-    objectives: f of every iterate.  n_iter: steps taken.  converged: stopped before the iteration limit.
+    theta: (d_out, d_in), dtype of W, C-contiguous, in the constraint.
+    objective: f(theta), the smallest seen.  objectives: f of every iterate.  n_iter: steps taken.  converged: stopped before the iteration limit.
     reason: "gradient", "fixed point", "iterations", "diverged" or "closed form".
     """
 
@@ -102,7 +102,7 @@ class Result:
 def minimise(states: Iterator[State], stop: Stop) -> Run:
     """Drain a solver's states until a stop rule holds; keep the best feasible iterate.
 
-    Keeping the best matters: with the paper's step 2/||C||_F > 1/L the objective may rise, even cycle (proofs/T03).
+    Keeping the best matters: the paper's step 2/||C||_F can exceed 1/L, and f may then rise, even cycle (T03).
     """
     objectives: list[float] = []
     residuals: list[float] = []

@@ -22,9 +22,9 @@ class Pgd:
     Args:
         step: eta; None takes the paper's 2/||C||_F, or 1.5/||C||_F on an integer grid.
         ramp: number of first steps over which the support shrinks linearly from dense to its own count.
-        products: "float32" multiplies in the weights' dtype; "bfloat16" lets the native core round the operands of
-            float32 products to bfloat16, with float32 accumulation, until the last quarter of the steps (the reference
-            ignores it).
+        products: "float32" multiplies in the weights' dtype; "bfloat16" lets the native core round the operands
+            of float32 products to bfloat16, with float32 accumulation, until the last quarter of the steps (the
+            reference ignores it).
 
     Source: AWP (arXiv 2506.10205), Algorithm 1.
     """

@@ -28,8 +28,8 @@ def solve(
         problem: W and C, float32 or float64.
         constraint: support x values (an unfitted grid is fitted to the start) or low rank (closed form, T09).
         method: `pgd(...)`.
-        start: Theta(0), (d_out, d_in), projected onto the set first; None takes Wanda's choice for a sparse set and
-            the projection of W otherwise.
+        start: Theta(0), (d_out, d_in), projected onto the set first; None takes Wanda's choice for a sparse set
+            and the projection of W otherwise.
         stop: iteration limit and tolerance.
         backend: "numpy", "native" or "auto" (native where it is built and knows the constraint).
         threads: for the native backend; results do not depend on it.
