@@ -86,7 +86,8 @@ class Result:
     """Return the compressed weight and how it was reached.
 
     theta: (d_out, d_in), dtype of W, C-contiguous, in the constraint.
-    objective: f(theta), the smallest seen.  objectives: f of every iterate.  n_iter: steps taken.  converged: stopped before the iteration limit.
+    objective: f(theta), the smallest seen.  objectives: f of every iterate.
+    n_iter: steps taken.  converged: stopped before the iteration limit.
     reason: "gradient", "fixed point", "iterations", "diverged" or "closed form".
     """
 
