@@ -1,4 +1,4 @@
-"""Compress a model by every method and measure perplexity: `python bench/quality.py MODEL --calibration C4 --text WIKI`.
+"""Measure the perplexity of every method: `python bench/quality.py MODEL --calibration C4 --text WIKITEXT`.
 
 One calibration (dense stream, saved statistics) serves all rows; every row is an `awp-edge compress` and an
 `awp-edge eval`, run as a user would. The figures an independent PyTorch prototype gave for SmolLM2-135M (64 windows of
