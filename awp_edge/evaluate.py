@@ -1,0 +1,238 @@
+"""Measure a model by its logits: perplexity, KL divergence from a dense model and top-1 agreement."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AwpError
+
+Tokens = NDArray[np.int64]
+Logits = NDArray[np.float32]
+OnWindow = Callable[[int, int], None]
+
+DEFAULT_SEQ_LEN = 2048
+
+
+class LogitsSource(Protocol):
+    """A model that turns tokens into logits: a Hugging Face, compressed or edge folder, opened."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of logits per token."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the text's tokens, no special token added."""
+
+    def logits(self, window: Tokens) -> Iterator[Logits]:
+        """Yield the logits of a window's tokens in order, (chunk, vocab_size) float32, in chunks that fit in memory."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Hold what was measured; kl (nats) and top1_agreement (0 to 1) are None without a model to compare with.
+
+    perplexity: exp of the mean negative log-likelihood over windows (seq_len - 1) tokens; inf where it overflows.
+    against_perplexity: the other model's, over the same tokens.
+    """
+
+    perplexity: float
+    windows: int
+    seq_len: int
+    tokens: int
+    kl: float | None = None
+    top1_agreement: float | None = None
+    against_perplexity: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return asdict(self)
+
+
+def evaluate(
+    model: LogitsSource,
+    text: str,
+    *,
+    seq_len: int = DEFAULT_SEQ_LEN,
+    windows: int | None = None,
+    against: LogitsSource | None = None,
+    on_window: OnWindow | None = None,
+) -> Evaluation:
+    """Measure a model on consecutive, non-overlapping windows of a text.
+
+    The text is tokenized once, the tail that fills no window is dropped, and each window predicts its tokens 2 to
+    seq_len from those before them.
+
+    Args:
+        model: the model to measure.
+        text: the whole text.
+        seq_len: tokens per window.
+        windows: how many windows at most, from the start; None takes all.
+        against: the model (usually the dense one) that KL(against || model) and the agreement refer to.
+        on_window: called as on_window(done, all) after each window.
+
+    Raises:
+        AwpError: a text shorter than one window, two models whose tokenizers differ, logits that are not finite.
+
+    Source: the WikiText-2 protocol of GPTQ, SparseGPT and Wanda (gptq/opt.py, wanda/lib/eval.py).
+    """
+    tokens = np.asarray(model.encode(text), dtype=np.int64)
+    if against is not None:
+        _check_same_tokens(model, against, tokens, text=text)
+    cut = cut_windows(tokens, seq_len=seq_len, windows=windows)
+    sums = np.zeros(4)
+    for done, window in enumerate(cut, start=1):
+        sums += _window_sums(model, window) if against is None else _paired_sums(model, against, window)
+        if on_window is not None:
+            on_window(done, len(cut))
+    return _summary(sums / (len(cut) * (seq_len - 1)), cut, compared=against is not None)
+
+
+def cut_windows(tokens: Tokens, *, seq_len: int, windows: int | None = None) -> Tokens:
+    """Return the first consecutive windows, (n, seq_len); the tail that fills none is dropped.
+
+    Raises:
+        AwpError: too few tokens for one window, or a window that predicts nothing.
+    """
+    if seq_len < 2:
+        raise AwpError(f"--seq-len {seq_len} leaves nothing to predict: give at least 2")
+    n = len(tokens) // seq_len
+    if n == 0:
+        raise AwpError(
+            f"the text has {len(tokens)} tokens and one window needs {seq_len}: "
+            "give a longer text or a smaller --seq-len"
+        )
+    n = n if windows is None else min(n, windows)
+    return tokens[: n * seq_len].reshape(n, seq_len)
+
+
+def read_text(path: Path) -> str:
+    """Read a .txt file as it is, or the `text` fields of a .jsonl file joined with blank lines.
+
+    Raises:
+        AwpError: another ending, a file that cannot be read as UTF-8, a line without a text, nothing but white space.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        raise AwpError(f"{path} ends in {path.suffix or 'nothing'!r}: give a .txt or .jsonl file")
+    try:
+        content = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise AwpError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise AwpError(f"{path} is not UTF-8 at byte {error.start}: convert it first") from None
+    text = content if path.suffix == ".txt" else "\n\n".join(_jsonl_texts(path, content))
+    if not text.strip():
+        raise AwpError(f"{path} holds no text: give a file with some")
+    return text
+
+
+def _jsonl_texts(path: Path, content: str) -> Iterator[str]:
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise AwpError(f"{path}, line {number}: expected a JSON object with a string under 'text'")
+        yield text
+
+
+def log_softmax(logits: Logits) -> Logits:
+    """Return log softmax along the last axis, float32; sums are taken in float64.
+
+    Raises:
+        AwpError: NaN or infinite logits.
+    """
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
+    if not np.isfinite(total).all():
+        raise AwpError("the model's logits are NaN or infinite: its weights are damaged or overflow")
+    shifted -= np.log(total).astype(np.float32)
+    return shifted
+
+
+def _window_sums(model: LogitsSource, window: Tokens) -> NDArray[np.float64]:
+    """Return [nll, 0, 0, 0], summed over the window's predicted tokens."""
+    start, nll = 0, 0.0
+    for chunk in model.logits(window):
+        targets = window[start + 1 : start + 1 + len(chunk)]
+        nll -= _likelihood(log_softmax(chunk[: len(targets)]), targets)
+        start += len(chunk)
+    _check_length(start, window)
+    return np.array([nll, 0.0, 0.0, 0.0])
+
+
+def _paired_sums(model: LogitsSource, against: LogitsSource, window: Tokens) -> NDArray[np.float64]:
+    """Return [nll, nll of `against`, KL(against || model), agreements], summed over the window's predicted tokens."""
+    start, sums = 0, np.zeros(4)
+    for chunk, reference in _aligned(model.logits(window), against.logits(window)):
+        targets = window[start + 1 : start + 1 + len(chunk)]
+        q, p = log_softmax(chunk[: len(targets)]), log_softmax(reference[: len(targets)])
+        agreements = np.count_nonzero(q.argmax(axis=-1) == p.argmax(axis=-1))
+        divergence = float(np.sum(np.exp(p) * (p - q), dtype=np.float64))
+        sums += [-_likelihood(q, targets), -_likelihood(p, targets), divergence, agreements]
+        start += len(chunk)
+    _check_length(start, window)
+    return sums
+
+
+def _likelihood(log_probabilities: Logits, targets: Tokens) -> float:
+    return float(log_probabilities[np.arange(len(targets)), targets].sum(dtype=np.float64))
+
+
+def _aligned(first: Iterator[Logits], second: Iterator[Logits]) -> Iterator[tuple[Logits, Logits]]:
+    """Yield pieces of equal length of two streams that may be cut differently."""
+    a = b = np.empty((0, 0), np.float32)
+    while True:
+        a = next(first, a) if len(a) == 0 else a
+        b = next(second, b) if len(b) == 0 else b
+        n = min(len(a), len(b))
+        if n == 0:
+            return
+        yield a[:n], b[:n]
+        a, b = a[n:], b[n:]
+
+
+def _check_length(predicted: int, window: Tokens) -> None:
+    if predicted != len(window):
+        raise AwpError(
+            f"the model gave logits for {predicted} of {len(window)} tokens: its context may be too short"
+        )
+
+
+def _check_same_tokens(model: LogitsSource, against: LogitsSource, tokens: Tokens, *, text: str) -> None:
+    if model.vocab_size != against.vocab_size:
+        raise AwpError(
+            f"the two models have {model.vocab_size} and {against.vocab_size} tokens: "
+            "--against needs the model this one was made from"
+        )
+    if not np.array_equal(tokens, np.asarray(against.encode(text), dtype=np.int64)):
+        raise AwpError("the two folders tokenize the text differently: --against needs the original model")
+
+
+def _summary(means: NDArray[np.float64], cut: Tokens, *, compared: bool) -> Evaluation:
+    n, seq_len = cut.shape
+    measured = Evaluation(_exp(means[0]), n, seq_len, n * (seq_len - 1))
+    if not compared:
+        return measured
+    return Evaluation(
+        **{
+            **measured.as_dict(),
+            "kl": max(0.0, float(means[2])),
+            "top1_agreement": float(means[3]),
+            "against_perplexity": _exp(means[1]),
+        }
+    )
+
+
+def _exp(mean: float) -> float:
+    return math.exp(mean) if mean < 700 else math.inf
