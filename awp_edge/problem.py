@@ -33,7 +33,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         weight = as_matrix(self.weight, name="weight")
-        gram = as_matrix(self.gram, name="gram").astype(weight.dtype, copy=False)
+        gram = as_matrix(self.gram, name="gram", dtype=weight.dtype)
         d_in = weight.shape[1]
         if gram.shape != (d_in, d_in):
             raise ValueError(
@@ -78,13 +78,15 @@ def half_inner(a: Array, b: Array) -> float:
     return 0.5 * float(np.sum(a * b, dtype=np.float64))
 
 
-def as_matrix(value: Any, *, name: str) -> Array:
-    """Return a C-contiguous, finite float32 or float64 matrix; never a modified input."""
+def as_matrix(value: Any, *, name: str, dtype: np.dtype[Any] | None = None) -> Array:
+    """Return a C-contiguous, finite float32 or float64 matrix (of `dtype`, if given); never a modified input."""
     matrix = np.asarray(value)
     if matrix.dtype.kind in "iub":
         matrix = matrix.astype(np.float64)
     if matrix.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} has dtype {matrix.dtype}: convert it to float32 or float64")
+    with np.errstate(over="ignore"):
+        matrix = matrix.astype(dtype or matrix.dtype, copy=False)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(
             f"{name} has shape {matrix.shape}: expected a matrix with at least one row and column"

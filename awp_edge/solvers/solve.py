@@ -60,7 +60,7 @@ def starting_point(
 ) -> tuple[Sparse, Array]:
     """Return the bound constraint and a feasible start (W itself where a ramp leads into the set)."""
     if start is not None:
-        start = as_matrix(start, name="start").astype(problem.weight.dtype, copy=False)
+        start = as_matrix(start, name="start", dtype=problem.weight.dtype)
         if start.shape != problem.shape:
             raise ValueError(f"start has shape {start.shape}, but weight has {problem.shape}")
         bound = constraint.bind(start, problem.gram)

@@ -1,0 +1,62 @@
+"""Shared fixtures: hypothesis profiles, backends, instruction sets and the tolerance of each backend.
+
+HYPOTHESIS_PROFILE=ci|dev|nightly chooses how many examples run. AWP_REQUIRE_NATIVE=1 turns "the native core is not
+built" from a skip into a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import hypothesis
+import numpy as np
+import pytest
+
+from awp_edge import native
+
+_COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=50, **_COMMON)
+hypothesis.settings.register_profile("dev", max_examples=100, **_COMMON)
+hypothesis.settings.register_profile("nightly", max_examples=2000, **_COMMON)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+BACKENDS = ("numpy", "native")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """State how far a float result may be off: `f` relative to f(0), `theta` relative to the largest weight."""
+
+    f: float
+    theta: float
+
+
+#: One row per dtype: products are summed in another order by every backend and instruction set, nothing else differs.
+TOLERANCES = {
+    np.dtype(np.float32): Tolerance(f=2e-5, theta=2e-4),
+    np.dtype(np.float64): Tolerance(f=1e-12, theta=1e-10),
+}
+
+
+def require_native() -> None:
+    """Skip where the native core is not built; fail where AWP_REQUIRE_NATIVE asks for it."""
+    if native.available():
+        return
+    if os.environ.get("AWP_REQUIRE_NATIVE", "") in ("", "0"):
+        pytest.skip("the native core is not built")
+    pytest.fail("AWP_REQUIRE_NATIVE is set, but the native core is not built")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Run the test once per backend."""
+    if request.param == "native":
+        require_native()
+    return str(request.param)
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> np.dtype:
+    """Run the test once per dtype."""
+    return np.dtype(request.param)
