@@ -1,0 +1,139 @@
+"""The commands that write an edge folder and run it: export, generate, bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .command import Options, Outcome
+from .console import facts, note, size
+
+if TYPE_CHECKING:
+    from ..export.package import ExportSummary
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; all usable cores by default.")]
+EdgeFolder = Annotated[Path, typer.Argument(metavar="EDGE", help="A folder that `awp-edge export` wrote.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportChoice(Options):
+    """Options of `export`."""
+
+    compressed: Annotated[
+        Path,
+        typer.Argument(metavar="COMPRESSED", help="A compressed folder, or a Hugging Face folder as it is."),
+    ]
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist or is empty.")]
+    format: Annotated[
+        str, typer.Option(metavar="genai|hf", help="onnxruntime-genai, or a folder transformers loads.")
+    ] = "genai"
+    weights: Annotated[str, typer.Option(metavar="dense|sparse|auto", help="How codes are stored.")] = "auto"
+    accuracy_level: Annotated[
+        int | None,
+        typer.Option(metavar="0|4", help="4: int8 activations, fast. 0: fp32. Default: 4 where it is fast."),
+    ] = None
+    lm_head: Annotated[
+        str | None, typer.Option(metavar="int8|int4|fp32", help="The output head. Default: int8.")
+    ] = None
+
+
+def export(options: ExportChoice) -> Outcome:
+    """Write a folder that ONNX Runtime runs, and compare its logits with the compressed model's."""
+    from ..export.package import ExportOptions, export_model
+
+    chosen = ExportOptions(options.format, options.weights, options.accuracy_level, options.lm_head)
+    summary = export_model(options.compressed, options.out, chosen, progress=note)
+    return Outcome(summary.as_dict(), _export_lines(summary))
+
+
+def _export_lines(summary: ExportSummary) -> list[str]:
+    lines = [f"{summary.folder}: {size(summary.n_bytes)}"]
+    if summary.weights is not None:
+        read = summary.weights
+        lines.append(
+            f"read back: {read.weights} weights of {read.layers} layers equal bit for bit, "
+            f"{read.zeros} of them exactly zero"
+        )
+        if read.zeros:
+            lines.append("zeros are stored like other weights here: they bring neither speed nor size")
+    if summary.agreement is not None:
+        seen = summary.agreement
+        lines.append(
+            f"against the compressed model over {seen.tokens} tokens: KL {seen.kl:.2g} nats a token, "
+            f"same most likely token for {seen.top1:.1%}"
+        )
+    return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateChoice(Options):
+    """Options of `generate`."""
+
+    folder: EdgeFolder
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The text to continue.")]
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 64
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = (
+        False
+    )
+    threads: Threads = None
+
+
+def generate(options: GenerateChoice) -> Outcome:
+    """Continue a prompt greedily with onnxruntime-genai."""
+    from ..export.runtime import EdgeModel
+
+    if not options.prompt:
+        raise UsageError("--prompt is empty: give at least one word")
+    model = EdgeModel(options.folder, threads=options.threads)
+    text = model.generate(options.prompt, max_tokens=options.max_tokens, chat=options.chat)
+    return Outcome({"text": text}, [text])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchChoice(Options):
+    """Options of `bench`."""
+
+    folder: EdgeFolder
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 128
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 64
+    repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median is given.")] = 3
+    threads: Threads = None
+
+
+def bench(options: BenchChoice) -> Outcome:
+    """Measure prefill and decode speed, time to first token, peak memory and size, in a process of its own."""
+    from ..export.runtime import EdgeModel
+
+    model = EdgeModel(options.folder, threads=options.threads)
+    measured = model.bench(
+        prompt_tokens=options.prompt_tokens, tokens=options.tokens, repeats=options.repeats
+    )
+    return Outcome(measured, _bench_lines(measured))
+
+
+def _bench_lines(measured: Mapping[str, Any]) -> list[str]:
+    return facts(
+        [
+            (
+                "prefill",
+                f"{measured['prefill_tokens_per_second']:.1f} tokens/s ({measured['prompt_tokens']} tokens)",
+            ),
+            ("decode", f"{measured['decode_tokens_per_second']:.1f} tokens/s ({measured['tokens']} tokens)"),
+            ("time to first token", f"{measured['time_to_first_token_s']:.3f} s"),
+            ("peak memory", size(measured["peak_memory_bytes"])),
+            ("folder", size(measured["bytes"])),
+            ("threads", str(measured["threads"])),
+        ]
+    )
+
+
+Declared = tuple[type[Options], Callable[[Any], Outcome]]
+COMMANDS: Mapping[str, Declared] = MappingProxyType(
+    {"export": (ExportChoice, export), "generate": (GenerateChoice, generate), "bench": (BenchChoice, bench)}
+)

@@ -1,0 +1,79 @@
+"""The page is whole, self-contained and says what the manifest says."""
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+
+import pytest
+
+from awp_edge.errors import AwpError
+from awp_edge.report import error_plot, render, write_report
+
+
+def layer(name, block, error, sparsity=0.5):
+    return {
+        "name": f"model.layers.{block}.{name}",
+        "block": block,
+        "shape": [8, 4],
+        "relative_error": error,
+        "iterations": 3,
+        "reason": "gradient",
+        "sparsity": sparsity,
+        "bits_per_weight": 32.0,
+    }
+
+
+def manifest(*layers):
+    return {
+        "model": {"architecture": "<LlamaForCausalLM>"},
+        "spec": {"method": "awp", "bits": None},
+        "layers": list(layers),
+        "bits_per_weight": 32.0,
+        "mean_relative_error": 0.0123,
+        "files": {},
+    }
+
+
+LAYERS = [
+    layer("q_proj", 0, 1e-3),
+    layer("up_proj", 0, 2e-2),
+    layer("q_proj", 1, 0.0),
+    layer("up_proj", 1, 0.3),
+]
+
+
+def test_the_plot_shows_every_positive_error_inside_the_frame():
+    svg = ET.fromstring(re.match(r"<svg.*</svg>", error_plot(LAYERS))[0])
+    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter("circle")]
+    assert len(dots) == 3
+    assert all(70 <= x <= 850 and 10 <= y <= 260 for x, y in dots)
+    by_height = sorted(dots, key=lambda dot: -dot[1])
+    # Equal factors are equal distances: a log scale.
+    steps = [a[1] - b[1] for a, b in pairwise(by_height)]
+    assert steps[0] / steps[1] == pytest.approx(math.log(20) / math.log(15), rel=0.02)
+
+
+def test_a_plot_of_exact_layers_says_so():
+    assert "exact" in error_plot([layer("q_proj", 0, 0.0)])
+
+
+def test_the_page_is_self_contained_and_escaped():
+    text = render("a<b", manifest(*LAYERS), timings={"seconds": {"solve": 1.5}, "machine": {"cores": 2}},
+                  results=[{"folder": "out", "perplexity": 21.5, "against_perplexity": 19.25, "kl": 0.05,
+                            "top1_agreement": 0.9, "windows": 4, "seq_len": 1024}])  # fmt: skip
+    assert not re.search(r"(src|href)=|https?:|<script", text)
+    assert "a&lt;b" in text and "&lt;LlamaForCausalLM&gt;" in text and "<LlamaForCausalLM>" not in text
+    for expected in ("0.0123", "21.5", "19.25", "neither speed nor size", "up_proj", "50.0%"):
+        assert expected in text
+
+
+def test_the_note_about_zeros_is_for_sparse_models():
+    assert "neither speed nor size" not in render("x", manifest(layer("q", 0, 0.1, sparsity=0.0)), timings={})
+
+
+def test_results_must_be_objects(tmp_path):
+    (tmp_path / "r.json").write_text("[1]")
+    with pytest.raises(AwpError, match="no manifest"):
+        write_report(tmp_path, tmp_path / "page.html", results=[tmp_path / "r.json"])
+    assert not (tmp_path / "page.html").exists()
