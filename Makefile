@@ -1,0 +1,63 @@
+# Every target does its own set-up in .venv; stamps make a second run quick.
+#   make demo     the whole road on SmolLM2-135M, with a before/after table
+#   make test     everything that is checked
+
+PYTHON ?= python3
+VENV ?= .venv
+AWP_CACHE ?= $(HOME)/.cache/awp-edge
+PYTEST_ARGS ?=
+# PyTorch without CUDA: the package index's own Linux wheels bring gigabytes that no CPU needs.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+CXX_TESTS ?= build/cxx-tests
+export AWP_CACHE
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt \
+	$(shell find awp_edge export cpp -type f -not -name '*.pyc' -not -path '*/tests/*' -not -path '*/bench/*')
+
+.PHONY: demo test bench lint sanitize clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/awp-edge demo demo
+
+test: $(VENV)/installed lint
+	$(BIN)/python -P -m pytest $(PYTEST_ARGS) tests
+
+bench: $(VENV)/installed
+	$(BIN)/python bench/solver.py
+	$(BIN)/awp-edge demo demo
+	mkdir -p bench/results && cp demo/demo.json bench/results/demo.json
+	$(BIN)/python bench/readme.py
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/python bench/readme.py --check
+
+# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer.
+sanitize: $(VENV)/installed
+	$(PIP) install --quiet -c constraints.txt cmeel-eigen cmake
+	for kind in address,undefined thread; do \
+		$(BIN)/cmake -S . -B $(CXX_TESTS)/$$kind -DAWP_BUILD_PYTHON=OFF -DAWP_BUILD_TESTS=ON -DAWP_SANITIZE=$$kind \
+			-DCMAKE_PREFIX_PATH="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		&& $(BIN)/cmake --build $(CXX_TESTS)/$$kind --parallel 2 \
+		&& $(BIN)/ctest --test-dir $(CXX_TESTS)/$$kind --output-on-failure || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) build demo
+
+$(VENV)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "awp-edge needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/torch: constraints.txt | $(VENV)/python
+	$(PIP) install --quiet --no-deps --retries 0 --timeout 20 --index-url $(TORCH_INDEX) -c constraints.txt torch \
+		|| echo "no PyTorch from $(TORCH_INDEX): taking the package index's own"
+	touch $@
+
+$(VENV)/installed: $(SOURCES) $(VENV)/torch
+	$(PIP) install --quiet -c constraints.txt '.[export,bench,test]'
+	touch $@

@@ -1,0 +1,139 @@
+"""Fill the marked places of README.md with figures from bench/results: `python bench/readme.py [--check]`.
+
+`<!-- results:NAME -->` ... `<!-- /results:NAME -->` encloses the table made from bench/results/NAME.json by the function
+of that name. `--check` changes nothing and fails where the text is not what the files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+PAGES = (ROOT / "README.md",)
+MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
+
+Result = Mapping[str, Any]
+
+
+def demo(result: Result) -> str:
+    """Return the before/after table of `awp-edge demo`."""
+    rows = (
+        (
+            name,
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['bits_per_weight']:.2f}",
+            f"{row['perplexity']:.2f}",
+            "-" if row["kl"] is None else f"{row['kl']:.4f}",
+            "-" if row["kl"] is None else f"{row['top1_agreement']:.1%}",
+            f"{row['prefill_tokens_per_second']:.0f}",
+            f"{row['decode_tokens_per_second']:.0f}",
+            f"{row['peak_memory_bytes'] / 1e6:.0f} MB",
+        )
+        for name, row in result["rows"].items()
+    )
+    header = ("", "folder", "bits/weight", "perplexity", "KL to dense", "same top-1", "prefill tok/s", "decode tok/s",
+              "peak memory")  # fmt: skip
+    machine = result["machine"]
+    where = f"{machine['cpu']}, {machine['cores']} cores, {result['date']}"
+    total = sum(result["seconds"].values()) / 60
+    return f"{_table(header, rows)}\n\n{result['evaluation']}. {where}; {total:.0f} minutes in all.\n"
+
+
+def solver(result: Result) -> str:
+    """Return the native core against PyTorch."""
+    rows = (
+        (
+            "x".join(map(str, row["shape"])),
+            f"{row['native_ms']:.2f} ms",
+            f"{row['torch_ms']:.2f} ms",
+            f"{row['speedup']:.1f}x",
+            f"{row['native_product_gflops'] / row['torch_product_gflops']:.0%}",
+            f"{row['share_outside_product']:.0%}",
+        )
+        for row in result["results"]["layers"]
+    )
+    header = (
+        "layer",
+        "native iteration",
+        "PyTorch iteration",
+        "faster",
+        "product, of torch's rate",
+        "outside the product",
+    )
+    return f"{_table(header, rows)}\n\n{_where(result)}, {result['results']['threads']} threads.\n"
+
+
+def quality(result: Result) -> str:
+    """Return the perplexity of every method."""
+    measured = result["results"]
+    rows = [("dense", "", f"{measured['dense_perplexity']:.2f}", "", "32")]
+    rows += [
+        (
+            row["name"],
+            row["backend"],
+            f"{row['perplexity']:.2f}",
+            f"{row['mean_relative_error']:.4f}",
+            f"{row['bits_per_weight']:.2f}",
+        )
+        for row in measured["rows"]
+    ]
+    header = ("", "backend", "perplexity", "mean relative error", "bits/weight")
+    return f"{_table(header, rows)}\n\n{measured['text']}, {measured['windows']} windows of 2048. {_where(result)}.\n"
+
+
+RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
+    {"demo": demo, "solver": solver, "quality": quality, "quality_joined": quality}
+)
+
+
+def fill(text: str) -> str:
+    """Return a page with every marked place rendered from its file; places without a file are left as they are."""
+
+    def place(match: re.Match[str]) -> str:
+        name, file = match[2], RESULTS / f"{match[2]}.json"
+        if not file.is_file():
+            return match[0]
+        return f"{match[1]}{RENDERERS[name](json.loads(file.read_text()))}{match[3]}"
+
+    return MARKED.sub(place, text)
+
+
+def main() -> int:
+    """Fill or check every page; return 1 where a check fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = [page for page in PAGES if fill(page.read_text()) != page.read_text()]
+    for page in stale:
+        if check:
+            print(
+                f"{page.name} does not say what bench/results says: run python bench/readme.py",
+                file=sys.stderr,
+            )
+        else:
+            page.write_text(fill(page.read_text()))
+            print(f"filled {page.name}")
+    return int(check and bool(stale))
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _where(result: Result) -> str:
+    machine = result["machine"]
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['date']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
