@@ -203,6 +203,10 @@ class CompressedModel:
         """Return the shape of a tensor that was not compressed."""
         return self._rest.shape(name)
 
+    def rest_dtype(self, name: str) -> str:
+        """Return the stored dtype of a tensor that was not compressed, for example "BF16"."""
+        return self._rest.dtype(name)
+
     def rest(self, name: str) -> StoredTensor:
         """Read a tensor that was not compressed, as stored."""
         return self._rest.stored(name)
@@ -276,7 +280,7 @@ def _half(name: str, scales: NDArray[Any]) -> NDArray[np.float16]:
 
 def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     padded = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
-    return padded[:, 0::2] | (padded[:, 1::2] << 4)
+    return np.bitwise_or(padded[:, 0::2], padded[:, 1::2] << 4, dtype=np.uint8)
 
 
 def _unpack_nibbles(packed: NDArray[np.uint8], d_in: int) -> NDArray[np.uint8]:

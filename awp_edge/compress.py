@@ -1,0 +1,401 @@
+"""The loop over decoder blocks: statistics, layer problems, compressed layers on disk, the next block's inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import __version__
+from .artifacts import (
+    KIND,
+    LOG_FILE,
+    MANIFEST_FILE,
+    REPORT_FILE,
+    REST_FILE,
+    SCHEMA_VERSION,
+    CompressedLayer,
+    Gram,
+    LinearInfo,
+    block_file,
+    write_block,
+)  # fmt: skip
+from .checkpoint import (
+    State,
+    Workspace,
+    finished_manifest,
+    machine,
+    open_workspace,
+    partial_of,
+    process_peak_bytes,
+    require_same,
+)  # fmt: skip
+from .errors import AwpError
+from .methods import CompressSpec, compress_layer
+from .models import SOURCE_FILE, ModelFolder, copy_companions
+from .options import CompressOptions, fit_spec
+from .problem import half_inner, ratio
+from .storage import file_sha256, read_json, write_json, write_tensor_stream, writing
+
+Weights = Mapping[str, NDArray[np.float32]]
+
+
+class StatisticsSource(Protocol):
+    """Give the layers of a block stack and what their inputs look like, one block at a time."""
+
+    n_blocks: int
+    calibration: Mapping[str, Any]
+    """What the statistics come from, plain JSON values: source, samples, seq_len, seed, order, tokens_sha256."""
+
+    def linears(self, block: int) -> Sequence[LinearInfo]:
+        """List the linears of a block to compress, in the order of the module tree."""
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """Return a linear's weight, (d_out, d_in) float32."""
+
+    def statistics(self, block: int) -> Mapping[str, Gram]:
+        """Return the Gram matrix of every input of a block, by the name of its first linear."""
+
+    def advance(self, block: int, weights: Weights) -> None:
+        """Make the inputs of block + 1, on disk and atomically, so that a new process can go on from there."""
+
+
+#: Opens the statistics in a folder of their own, which a resumed run finds again.
+SourceFactory = Callable[[Path], StatisticsSource]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Tell a listener what just happened: `message` for a log line, the numbers for a progress bar.
+
+    block: blocks finished.  layer, relative_error: of the layer just done.  elapsed_s, remaining_s: of the whole run.
+    """
+
+    message: str
+    block: int = 0
+    n_blocks: int = 0
+    layer: str | None = None
+    relative_error: float | None = None
+    elapsed_s: float = 0.0
+    remaining_s: float | None = None
+
+
+Progress = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class CompressSummary:
+    """Return what a run did; `layers` holds name, relative_error, iterations and seconds of every layer."""
+
+    out: Path
+    mean_relative_error: float
+    bits_per_weight: float
+    sparsity: float
+    seconds: float
+    solve_seconds: float
+    peak_memory_bytes: int
+    layers: tuple[Mapping[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "out": str(self.out), "layers": [dict(layer) for layer in self.layers]}
+
+
+class Interrupted(AwpError):
+    """Report a run stopped by the user; the finished blocks are kept."""
+
+
+def compress_model(
+    open_source: SourceFactory, folder: ModelFolder, out: str | Path, options: CompressOptions,
+    *, progress: Progress | None = None,
+) -> CompressSummary:  # fmt: skip
+    """Compress every linear of the block stack into the folder OUT, which appears by rename when it is complete.
+
+    All work happens in OUT.partial. After each block its file, the next block's inputs and then the state reach the
+    disk, in this order, so that a run killed at any moment resumes to the same bytes.
+
+    Raises: AwpError, in one line, for everything a user can mend; Interrupted on Ctrl-C.
+    """
+    target = Path(out)
+    request = _request(folder, options)
+    done = _already_done(target, request, options, progress=progress)
+    if done is not None:
+        return done
+    with open_workspace(target, resume=options.resume) as (workspace, has_state):
+        run = _Run(workspace, folder, options, request, progress or (lambda event: None))
+        return run.go(open_source, has_state=has_state)
+
+
+def _request(folder: ModelFolder, options: CompressOptions) -> dict[str, Any]:
+    """Return everything that decides the result, as plain JSON values: what a resumed run must have in common."""
+    from . import native
+
+    spec = {
+        **asdict(options.spec),
+        "group_size": "auto" if options.auto_group_size else options.spec.group_size,
+    }
+    engine = {"backend": options.backend, "native": native.isa() if native.available() else "none"}
+    return {
+        "model": folder.hash(), "calibration": dict(options.calibration), "skip": list(options.skip), **spec, **engine,
+        "versions": {"awp-edge": __version__, "numpy": np.__version__},
+    }  # fmt: skip
+
+
+def _already_done(
+    out: Path, request: Mapping[str, Any], options: CompressOptions, *, progress: Progress | None
+) -> CompressSummary | None:
+    """Return the summary where a resumed run had finished, bringing OUT.partial home if only that was left."""
+    if not options.resume:
+        return None
+    for place in (out, partial_of(out)):
+        manifest = finished_manifest(place) if place.is_dir() else None
+        if manifest is None:
+            continue
+        require_same(request, manifest["request"], place)
+        if place != out:
+            with open_workspace(out, resume=True) as (workspace, _):
+                workspace.publish()
+        if progress:
+            progress(Event(f"{out} is complete already"))
+        return _summary(out, manifest, read_json(out / REPORT_FILE))
+    return None
+
+
+class _Run:
+    """One process's share of a run: what it reads and writes, its state, and the listener it talks to."""
+
+    def __init__(
+        self, workspace: Workspace, folder: ModelFolder, options: CompressOptions, request: dict[str, Any],
+        listener: Progress,
+    ) -> None:  # fmt: skip
+        self._workspace, self._folder, self._options = workspace, folder, options
+        self._listener = listener
+        self._start = time.perf_counter()
+        self._state = State(request)
+        self._earlier = self._state
+
+    def go(self, open_source: SourceFactory, *, has_state: bool) -> CompressSummary:
+        """Run or continue to the end."""
+        if has_state:
+            self._restore()
+        try:
+            if not has_state:
+                self._begin()
+            if not self._state.all_blocks_done:
+                self._compress_blocks(open_source)
+            return self._close()
+        except KeyboardInterrupt:
+            kept = f"{self._state.next_block} of {self._state.n_blocks or '?'} blocks are kept"
+            raise Interrupted(
+                f"interrupted: {kept} in {self._workspace.partial}; go on with --resume"
+            ) from None
+        except OSError as error:
+            failure = AwpError(f"{error.strerror or error} ({error.filename or self._workspace.partial})")
+            raise self._explained(failure, has_state=has_state) from None
+        except AwpError as error:
+            raise self._explained(error, has_state=has_state) from None
+
+    def _explained(self, error: AwpError, *, has_state: bool) -> AwpError:
+        """Leave nothing half-written where no block was ever finished; else say what is kept."""
+        if self._state.next_block == 0:
+            if not has_state:
+                self._workspace.discard()
+            return error
+        kept = f"{self._state.next_block} finished blocks are kept in {self._workspace.partial} for --resume"
+        return type(error)(f"{error}; {kept}")
+
+    def _begin(self) -> None:
+        with writing(self._workspace.state_folder):
+            self._workspace.state_folder.mkdir(exist_ok=True)
+            (self._workspace.partial / "blocks").mkdir(exist_ok=True)
+        self._workspace.save(self._state)
+        if self._options.resume:
+            self._say(f"nothing to resume in {self._workspace.partial}: starting from the first block")
+
+    def _restore(self) -> None:
+        state = self._workspace.load()
+        require_same(self._state.request, state.request, self._workspace.partial)
+        self._earlier = self._state = replace(state, runs=state.runs + 1)
+        self._say(f"resuming after {state.next_block} of {state.n_blocks or '?'} blocks")
+
+    def _compress_blocks(self, open_source: SourceFactory) -> None:
+        started = time.perf_counter()
+        source = open_source(self._workspace.state_folder)
+        blocks = [tuple(source.linears(block)) for block in range(source.n_blocks)]
+        spec = fit_spec(self._options, [layer for block in blocks for layer in block])
+        calibration = dict(source.calibration)
+        if self._state.n_blocks is not None:
+            require_same(calibration, self._state.calibration, self._workspace.partial)
+        self._state = replace(
+            self._state, calibration=calibration, spec=asdict(spec), n_blocks=source.n_blocks
+        )
+        self._spend("calibration", started)
+        self._workspace.save(self._state)
+        for block in range(self._state.next_block, source.n_blocks):
+            self._compress_block(source, block, layers=blocks[block], spec=spec)
+
+    def _compress_block(
+        self, source: StatisticsSource, block: int, *, layers: Sequence[LinearInfo], spec: CompressSpec
+    ) -> None:
+        started = time.perf_counter()
+        grams = source.statistics(block)
+        started = self._spend("calibration", started)
+        compressed, records = [], []
+        for info in layers:
+            layer, record = self._compress_linear(
+                source.weight(info.name), grams[info.input], info, spec=spec
+            )
+            compressed.append(layer)
+            records.append({**record, "block": block})
+        started = self._spend("weights", started, less=sum(record["seconds"] for record in records))
+        file = self._workspace.partial / block_file(block)
+        write_block(file, compressed)
+        files = {**self._state.files, block_file(block): file_sha256(file)}
+        started = self._spend("writing", started)
+        source.advance(block, {layer.name: layer.dense() for layer in compressed})
+        self._spend("calibration", started)
+        layers_done = [*self._state.layers, *records]
+        state = replace(self._state, next_block=block + 1, layers=layers_done, files=files)
+        self._workspace.save(state)
+        self._state = state
+        self._say(f"block {block + 1} of {self._state.n_blocks} done", remaining_s=self._remaining_s())
+
+    def _compress_linear(
+        self, weight: NDArray[np.float32], gram: Gram, info: LinearInfo, *, spec: CompressSpec
+    ) -> tuple[CompressedLayer, dict[str, Any]]:
+        started = time.perf_counter()
+        layer, record = compress_linear(weight, gram, info, spec=spec, options=self._options)
+        seconds = time.perf_counter() - started
+        self._spend("solve", started)
+        record |= {"tensor": self._folder.weight_name(info.name), "seconds": seconds}
+        error = record["relative_error"]
+        self._say(f"{info.name}: relative error {error:.5f}, {record['iterations']} iterations, {seconds:.2f} s",
+                  layer=info.name, relative_error=error, remaining_s=self._remaining_s())  # fmt: skip
+        return layer, record
+
+    def _close(self) -> CompressSummary:
+        """Write what is not a block, the manifest last, and publish."""
+        started = time.perf_counter()
+        partial = self._workspace.partial
+        compressed = {layer["tensor"] for layer in self._state.layers}
+        rest = [name for name in self._folder.tensor_names() if name not in compressed]
+        shapes = {name: (self._folder.dtype(name), self._folder.shape(name)) for name in rest}
+        write_tensor_stream(partial / REST_FILE, shapes, self._folder.stored, metadata={"format": "pt"})
+        copy_companions(self._folder.path, partial)
+        files = {**self._state.files, REST_FILE: file_sha256(partial / REST_FILE)}
+        manifest = _manifest(replace(self._state, files=files), self._folder)
+        self._spend("writing", started)
+        report = self._report()
+        write_json(partial / REPORT_FILE, report)
+        self._say(f"done: mean relative error {manifest['mean_relative_error']:.5f}, "
+                  f"{manifest['bits_per_weight']:.3f} bits a weight")  # fmt: skip
+        write_json(partial / MANIFEST_FILE, manifest)
+        self._workspace.publish()
+        return _summary(self._workspace.out, manifest, report)
+
+    def _report(self) -> dict[str, Any]:
+        stages = {name: seconds for name, seconds in self._state.seconds.items() if name != "total"}
+        return {
+            "seconds": self._elapsed_s(), "stages": stages, "runs": self._state.runs, "machine": machine(),
+            "peak_memory_bytes": process_peak_bytes(), "threads": self._options.threads,
+            "layers": {layer["name"]: layer["seconds"] for layer in self._state.layers},
+        }  # fmt: skip
+
+    def _elapsed_s(self) -> float:
+        return float(self._earlier.seconds.get("total", 0.0)) + time.perf_counter() - self._start
+
+    def _remaining_s(self) -> float | None:
+        """Extrapolate from the blocks that this process has done."""
+        blocks = self._state.next_block - self._earlier.next_block
+        if not blocks or self._state.n_blocks is None:
+            return None
+        return (time.perf_counter() - self._start) / blocks * (self._state.n_blocks - self._state.next_block)
+
+    def _spend(self, stage: str, started: float, *, less: float = 0.0) -> float:
+        """Book the time since `started`, return now."""
+        now = time.perf_counter()
+        seconds = {**self._state.seconds, "total": self._elapsed_s()}
+        seconds[stage] = seconds.get(stage, 0.0) + now - started - less
+        self._state = replace(self._state, seconds=seconds)
+        return now
+
+    def _say(self, message: str, **numbers: Any) -> None:
+        """Tell the listener and the log file."""
+        elapsed = self._elapsed_s()
+        self._listener(
+            Event(message, self._state.next_block, self._state.n_blocks or 0, elapsed_s=elapsed, **numbers)
+        )
+        with (
+            writing(self._workspace.partial / LOG_FILE),
+            (self._workspace.partial / LOG_FILE).open("a") as log,
+        ):
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {elapsed:9.1f} s  {message}\n")
+
+
+def compress_linear(
+    weight: NDArray[np.float32], gram: Gram, info: LinearInfo, *, spec: CompressSpec, options: CompressOptions
+) -> tuple[CompressedLayer, dict[str, Any]]:
+    """Compress one named linear; return what is stored and the manifest's record of it.
+
+    Raises: AwpError naming the layer for NaN or infinity in weights or activations, or shapes that clash.
+    """
+    for what, array in (("weight", weight), ("activations", gram.matrix)):
+        if not np.isfinite(array).all():
+            bad = int(np.sum(~np.isfinite(array)))
+            raise AwpError(
+                f"{info.name}: {bad} of {array.size} entries of its {what} are NaN or infinite; check the model"
+            )
+    try:
+        result = compress_layer(weight, gram.matrix, spec, backend=options.backend, threads=options.threads)
+        layer = CompressedLayer.of(info.name, result, bits=spec.bits)
+    except ValueError as error:
+        raise AwpError(f"{info.name}: {error}") from None
+    zero_objective = half_inner(weight, weight @ gram.matrix)
+    record = {
+        "name": info.name, "shape": list(layer.shape), "relative_error": ratio(result.objective, zero_objective),
+        "iterations": result.n_iter, "converged": bool(result.converged), "reason": result.reason,
+        "sparsity": layer.sparsity(), "bits_per_weight": layer.bits_per_weight(),
+    }  # fmt: skip
+    return layer, record
+
+
+def _manifest(state: State, folder: ModelFolder) -> dict[str, Any]:
+    layers = [{key: value for key, value in layer.items() if key != "seconds"} for layer in state.layers]
+    sizes = np.array([layer["shape"][0] * layer["shape"][1] for layer in layers], dtype=np.float64)
+    weighted = {
+        key: float(np.average([layer[key] for layer in layers], weights=sizes))
+        for key in ("bits_per_weight", "sparsity")
+    }
+    source = folder.path / SOURCE_FILE
+    about = read_json(source) if source.is_file() else {}
+    model = {"hash": folder.hash(), "architecture": folder.architecture, "dtype": folder.storage_dtype(),
+             "weights": about.get("weights", "as in the model folder")}  # fmt: skip
+    return {
+        "schema_version": SCHEMA_VERSION, "kind": KIND, "model": model, "request": state.request,
+        "calibration": state.calibration, "spec": state.spec, "versions": state.request["versions"],
+        "mean_relative_error": float(np.mean([layer["relative_error"] for layer in layers])), **weighted,
+        "layers": layers, "files": dict(sorted(state.files.items())),
+    }  # fmt: skip
+
+
+def _summary(out: Path, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> CompressSummary:
+    keys = ("name", "relative_error", "iterations")
+    layers = tuple(
+        {**{key: layer[key] for key in keys}, "seconds": report["layers"][layer["name"]]}
+        for layer in manifest["layers"]
+    )
+    return CompressSummary(
+        out=out,
+        mean_relative_error=manifest["mean_relative_error"],
+        bits_per_weight=manifest["bits_per_weight"],
+        sparsity=manifest["sparsity"],
+        seconds=report["seconds"],
+        solve_seconds=report["stages"].get("solve", 0.0),
+        peak_memory_bytes=report["peak_memory_bytes"],
+        layers=layers,
+    )

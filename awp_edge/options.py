@@ -1,0 +1,94 @@
+"""What a compression run is asked to do, and whether the layers of a model allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .artifacts import LinearInfo
+from .constraints import RowSparse, Sparse
+from .errors import UsageError
+from .methods import CompressSpec
+
+AUTO_GROUP_SIZES = (128, 64, 32)
+OFFERED_GROUP_SIZES = (256, 128, 64, 32, 16)
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """Bundle the options of a run.
+
+    Args:
+        spec: method and constraint of every layer.
+        auto_group_size: replace the spec's group size by the largest of 128, 64, 32 that divides every layer.
+        skip: patterns of linears that stay as they are; recorded and compared, applied by the statistics source.
+        calibration: what was asked for: source, samples, seq_len, seed, order (plain JSON values).
+        backend, threads: of the solvers.
+        max_memory_bytes: refuse a run whose estimated peak is larger.
+        resume: continue OUT.partial.
+    """
+
+    spec: CompressSpec
+    auto_group_size: bool = False
+    skip: tuple[str, ...] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    backend: str = "auto"
+    threads: int | None = None
+    max_memory_bytes: int | None = None
+    resume: bool = False
+
+
+def fit_spec(options: CompressOptions, layers: Sequence[LinearInfo]) -> CompressSpec:
+    """Return the spec with its group size settled, once every layer allows it.
+
+    Raises: UsageError where there is no layer, a group size or pattern does not divide d_in, or nothing would be kept.
+    """
+    if not layers:
+        raise UsageError("there is no linear layer to compress; give fewer --skip patterns")
+    spec = options.spec
+    if spec.bits is not None:
+        size = _auto_group_size(layers) if options.auto_group_size else spec.group_size
+        spec = replace(spec, group_size=size)
+        _check_group_size(size, layers)
+    for shape, layer in {layer.shape: layer for layer in reversed(layers)}.items():
+        try:
+            constraint = spec.constraint(shape)
+        except ValueError as error:
+            raise UsageError(
+                f"{layer.name}: {error}; choose a pattern that divides it, or --skip the layer"
+            ) from None
+        support = constraint.support if isinstance(constraint, Sparse) else None
+        if isinstance(support, RowSparse) and support.k == 0:
+            raise UsageError(
+                f"sparsity {spec.sparsity:g} keeps k = 0 of the {shape[1]} weights a row in {layer.name}; ask for less"
+            )
+    return spec
+
+
+def _auto_group_size(layers: Sequence[LinearInfo]) -> int:
+    for size in AUTO_GROUP_SIZES:
+        if all(layer.shape[1] % size == 0 for layer in layers):
+            return size
+    worst = next(layer for layer in layers if layer.shape[1] % AUTO_GROUP_SIZES[-1])
+    raise UsageError(
+        f"no group size of 128, 64, 32 divides d_in = {worst.shape[1]} of {worst.name}; "
+        f"{_would_do(layers)}, or --skip the layer"
+    )
+
+
+def _check_group_size(size: int, layers: Sequence[LinearInfo]) -> None:
+    clash = next((layer for layer in layers if layer.shape[1] % size), None)
+    if clash is not None:
+        raise UsageError(
+            f"group size {size} does not divide d_in = {clash.shape[1]} of {clash.name}; {_would_do(layers)}"
+        )
+
+
+def _would_do(layers: Sequence[LinearInfo]) -> str:
+    fitting = [s for s in OFFERED_GROUP_SIZES if all(layer.shape[1] % s == 0 for layer in layers)]
+    return (
+        f"sizes that would do: {', '.join(map(str, fitting))}"
+        if fitting
+        else "no size from 16 to 256 would do"
+    )
