@@ -52,7 +52,7 @@ class Sparse:
     def project(self, z: Array) -> Array:
         """Return the nearest point of the set; cost O(d_out d_in)."""
         self.check((z.shape[0], z.shape[1]))
-        rounded = self._rounder().round(z)
+        rounded = self.rounder().round(z)
         # x + 0 turns a kept -0.0 into 0.0, so that both backends agree in every bit.
         return np.where(self.support.select(gain(z, rounded)), rounded, z.dtype.type(0)) + z.dtype.type(0)
 
@@ -60,15 +60,16 @@ class Sparse:
         """Return whether Theta lies in the set exactly."""
         self.check((theta.shape[0], theta.shape[1]))
         nonzero = theta != 0
-        on_grid = np.array_equal(self._rounder().round(theta), theta)
+        on_grid = np.array_equal(self.rounder().round(theta), theta)
         # A nonzero pattern is allowed if selecting by it loses none of it.
         return bool(on_grid and not (nonzero & ~self.support.select(nonzero.astype(theta.dtype))).any())
 
     def restrict(self, theta: Array, mask: Mask) -> Array:
         """Return Theta rounded to V inside the mask and zero outside."""
-        return np.where(mask, self._rounder().round(theta), theta.dtype.type(0)) + theta.dtype.type(0)
+        return np.where(mask, self.rounder().round(theta), theta.dtype.type(0)) + theta.dtype.type(0)
 
-    def _rounder(self) -> Values:
+    def rounder(self) -> Values:
+        """Return the values, which round; raise ValueError where the grid is unbound."""
         if isinstance(self.values, IntGrid):
             raise ValueError(
                 "the integer grid has no scales yet: call bind(weight) (or grid.fit(weight)) first"

@@ -77,7 +77,7 @@ class IntGrid:
             gram: accepted so that grids fitted to the objective share the signature; the range needs none.
 
         Raises:
-            ValueError: a group size that does not divide d_in, or a scale too large for float16.
+            ValueError: a group size that does not divide d_in, or a range too large for float16 or the dtype.
         """
         self.check((weight.shape[0], weight.shape[1]))
         groups = weight.reshape(weight.shape[0], -1, self.group_size)
@@ -85,7 +85,8 @@ class IntGrid:
         if self.symmetric:
             scales = np.maximum(-low, high) / weight.dtype.type(2 ** (self.bits - 1) - 1)
         else:
-            scales = (high - low) / weight.dtype.type(self.top)
+            with np.errstate(over="ignore"):
+                scales = (high - low) / weight.dtype.type(self.top)
         scales = _usable(scales, half=self.half_scales)
         if self.symmetric:
             zeros = np.full(scales.shape, 2 ** (self.bits - 1), dtype=np.uint8)
@@ -117,7 +118,8 @@ class BoundGrid:
 
         True division, round half to even: the native twin agrees bit for bit.
         """
-        steps = np.rint(self._grouped(z) / self.scales[..., None].astype(z.dtype, copy=False))
+        with np.errstate(over="ignore"):  # an infinite quotient clips to the same code
+            steps = np.rint(self._grouped(z) / self.scales[..., None].astype(z.dtype, copy=False))
         codes = np.clip(steps + self.zeros[..., None], 0, self.spec.top)
         return codes.astype(np.uint8).reshape(z.shape)
 
@@ -126,16 +128,22 @@ class BoundGrid:
         steps = self._grouped(codes).astype(np.int16) - self.zeros[..., None]
         return (steps.astype(self.scales.dtype) * self.scales[..., None]).reshape(codes.shape)
 
-    def _grouped(self, matrix: NDArray[np.generic]) -> NDArray[np.generic]:
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError for a matrix of another shape than the fitted one."""
         expected = (self.scales.shape[0], self.scales.shape[1] * self.spec.group_size)
-        if matrix.shape != expected:
-            raise ValueError(f"the grid was fitted to a {expected} matrix, got {matrix.shape}")
+        if shape != expected:
+            raise ValueError(f"the grid was fitted to a {expected} matrix, got {shape}")
+
+    def _grouped(self, matrix: NDArray[np.generic]) -> NDArray[np.generic]:
+        self.check(matrix.shape)
         return matrix.reshape(*self.scales.shape, self.spec.group_size)
 
 
 def _usable(scales: Array, *, half: bool) -> Array:
     """Return scales that are positive (1 for an all-zero group) and, where asked, exactly a float16."""
     dtype = scales.dtype
+    if not np.isfinite(scales).all():
+        raise ValueError(f"a group spans more than {np.finfo(dtype).max:.4g}, the largest {dtype}")
     tiny = np.finfo(np.float16).smallest_subnormal if half else np.finfo(dtype).tiny
     if half:
         limit = float(np.finfo(np.float16).max)

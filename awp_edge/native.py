@@ -1,0 +1,206 @@
+"""The native core: the reference's functions in C++, arrays in and out; picks the best build the machine can run.
+
+AWP_ISA forces one of `ISAS`. Results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .constraints import BoundGrid, Mask, Sparse
+from .constraints.base import Descriptor
+from .constraints.values import Codes
+from .errors import AwpError
+from .problem import Array, Problem
+from .solvers.base import Run, Stop
+from .solvers.pgd import Pgd, ramped, step_size
+
+log = logging.getLogger(__name__)
+
+#: Instruction sets by the names AWP_ISA takes, from slow to fast, and the builds of the core that serve them, best first.
+ISAS: dict[str, tuple[str, ...]] = {
+    "base": ("base",),
+    "avx2": ("avx2",),
+    "avx512": ("avx512",),
+    "avx512vnni": ("avx512bf16", "avx512"),
+    "avx512bf16": ("avx512bf16",),
+    "amx": ("amx",),
+    "neon": ("neon",),
+    "neondot": ("neon",),
+}
+
+
+@cache
+def available() -> bool:
+    """Return whether the native core was built; say once, in one line, where it was not."""
+    if _module("base") is not None:
+        return True
+    log.warning("awp_edge runs without its native core (no C++ compiler at install time): NumPy is several times slower")
+    return False
+
+
+def available_isas() -> tuple[str, ...]:
+    """List the builds of the core that this machine can run, from slow to fast."""
+    base = _module("base")
+    supported = base.supported_isas() if base is not None else []
+    builds = {build for isa in supported for build in ISAS[isa] if build in supported and _ready(build)}
+    return tuple(isa for isa in ISAS if isa in builds)
+
+
+def isa() -> str:
+    """Return the build in use: the fastest, or what AWP_ISA asks for.
+
+    Raises: AwpError where AWP_ISA names an unknown instruction set, or one that the machine or the build lacks.
+    """
+    forced = os.environ.get("AWP_ISA", "")
+    builds = available_isas()
+    if not forced:
+        return builds[-1]
+    if forced not in ISAS:
+        raise AwpError(f"AWP_ISA={forced} is unknown: choose one of {', '.join(ISAS)}")
+    base = _module("base")
+    served = [build for build in ISAS[forced] if build in builds]
+    if base is None or forced not in base.supported_isas() or not served:
+        raise AwpError(f"AWP_ISA={forced} cannot run on this machine: choose one of {', '.join(builds)}")
+    return served[0]
+
+
+def select(gain: Array, support: Descriptor, *, threads: int | None = None) -> Mask:
+    """Return the mask of a support with the largest total gain."""
+    gain = np.ascontiguousarray(gain)
+    mask = np.empty(gain.shape, dtype=np.bool_)
+    core().select(gain, mask, support, thread_count(threads))
+    return mask
+
+
+def encode(z: Array, grid: BoundGrid, *, threads: int | None = None) -> Codes:
+    """Return the codes of the nearest grid points, uint8, (d_out, d_in)."""
+    z = np.ascontiguousarray(z)
+    codes = np.empty(z.shape, dtype=np.uint8)
+    core().encode(z, codes, _grid_parts(grid, z), thread_count(threads))
+    return codes
+
+
+def project(z: Array, constraint: Sparse, *, threads: int | None = None) -> Array:
+    """Return the nearest point of support x values."""
+    z = np.ascontiguousarray(z)
+    values = constraint.rounder()
+    if isinstance(values, BoundGrid) and values.scales.dtype != z.dtype:
+        return constraint.project(z)  # mixed precision has no twin
+    out = np.empty_like(z)
+    core().project(z, out, constraint.support.descriptor(), _grid_parts(values, z), thread_count(threads))
+    return out
+
+
+def pgd(
+    problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop, threads: int | None = None
+) -> Run:
+    """Run projected gradient descent from a start in the set (or W, with a ramp); Ctrl-C stops it between iterations."""
+    best = np.empty_like(problem.weight)
+    counts = [
+        ramped(constraint, problem, step=step, ramp=method.ramp).support.descriptor()[1]
+        for step in range(1, method.ramp)
+    ]
+    found, objective, objectives, residuals, reason = core().pgd(
+        problem.weight,
+        problem.gram,
+        np.ascontiguousarray(start),
+        best,
+        constraint.support.descriptor(),
+        _grid_parts(constraint.rounder(), best),
+        step=step_size(problem, constraint, method=method),
+        max_iter=stop.max_iter,
+        tol=stop.tol,
+        weight_norm=float(np.linalg.norm(problem.weight)),
+        ramp=method.ramp,
+        counts=counts,
+        bfloat16=method.products == "bfloat16",
+        threads=thread_count(threads),
+    )
+    if not found:
+        raise ValueError("no feasible iterate: allow more iterations than the ramp takes")
+    history = np.asarray(objectives), np.asarray(residuals)
+    return Run(best, objective, *history, n_iter=len(objectives) - 1, reason=reason)
+
+
+def low_rank(weight: Array, gram: Array, rank: int) -> tuple[Array, Array]:
+    """Return factors (d_out, r), (r, d_in) of the activation-aware rank-r optimum."""
+    left = np.empty((weight.shape[0], rank), dtype=weight.dtype)
+    right = np.empty((rank, weight.shape[1]), dtype=weight.dtype)
+    if rank > 0:
+        core().low_rank(np.ascontiguousarray(weight), np.ascontiguousarray(gram), left, right)
+    return left, right
+
+
+def product(a: Array, b: Array, *, products: str = "float32", threads: int | None = None) -> Array:
+    """Return a @ b; products="bfloat16" rounds float32 operands to bfloat16 and adds in float32."""
+    if a.shape[1] != b.shape[0]:
+        raise ValueError(f"a has {a.shape[1]} columns, but b has {b.shape[0]} rows")
+    out = np.empty((a.shape[0], b.shape[1]), dtype=a.dtype)
+    function = core().product_bfloat16 if products == "bfloat16" else core().product
+    function(np.ascontiguousarray(a), np.ascontiguousarray(b), out, thread_count(threads))
+    return out
+
+
+def gram(
+    x: Array, total: NDArray[np.float64], *, products: str = "float32", threads: int | None = None
+) -> None:
+    """Add x^T x to the upper triangle of total, in place; entries below the diagonal are not touched.
+
+    Args:
+        x: (n, d), float32 or float64; blocks of 2048 rows are added in float32, blocks in float64.
+        total: (d, d), float64, C-contiguous.
+        products: "bfloat16" rounds float32 operands to bfloat16 first.
+        threads: all usable cores where None.
+    """
+    if total.shape != (x.shape[1], x.shape[1]):
+        raise ValueError(f"total has shape {total.shape}, but x has {x.shape[1]} columns")
+    function = core().gram_bfloat16 if products == "bfloat16" else core().gram
+    function(np.ascontiguousarray(x), total, thread_count(threads))
+
+
+def core() -> Any:
+    """Return the extension module in use."""
+    module = _module(isa())
+    assert module is not None
+    return module
+
+
+def thread_count(threads: int | None) -> int:
+    """Return the number of threads: as given, or one per usable core."""
+    if threads is None:
+        usable = getattr(os, "sched_getaffinity", None)
+        return len(usable(0)) if usable else os.cpu_count() or 1
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    return threads
+
+
+@cache
+def _module(build: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(f"._core_{build}", __package__)
+    except ImportError:
+        return None
+
+
+@cache
+def _ready(build: str) -> bool:
+    module = _module(build)
+    return module is not None and bool(module.ready())
+
+
+def _grid_parts(values: object, z: Array) -> tuple[Array, Codes, int, int] | None:
+    if not isinstance(values, BoundGrid):
+        return None
+    values.check(z.shape)
+    scales = np.ascontiguousarray(values.scales, dtype=z.dtype)
+    return scales, np.ascontiguousarray(values.zeros), values.spec.group_size, values.spec.top

@@ -1,0 +1,137 @@
+// Thin: arrays in, arrays filled, the interpreter lock released. Shapes are checked by awp_edge/native.py.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "awp/cpu.hpp"
+#include "awp/low_rank.hpp"
+#include "awp/matmul.hpp"
+#include "awp/pgd.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace awp;
+
+namespace {
+
+template <class T> using In = nb::ndarray<const T, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T> using Out = nb::ndarray<T, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Descriptor = std::tuple<std::string, std::size_t, std::size_t, std::size_t>;
+template <class T> using GridParts = std::optional<std::tuple<In<T>, In<std::uint8_t>, std::size_t, int>>;
+
+template <class T> View<const T> view(const In<T>& array) { return {array.data(), array.shape(0), array.shape(1)}; }
+template <class T> View<T> view(const Out<T>& array) { return {array.data(), array.shape(0), array.shape(1)}; }
+
+Support support_of(const Descriptor& d) {
+  return make_support(std::get<0>(d), std::get<1>(d), std::get<2>(d), std::get<3>(d));
+}
+
+template <class T> SparseSet<T> set_of(const Descriptor& descriptor, const GridParts<T>& parts) {
+  SparseSet<T> set{support_of(descriptor), std::nullopt};
+  if (parts) {
+    const auto& [scales, zeros, group_size, top] = *parts;
+    set.grid = Grid<T>{view(scales), view(zeros), group_size, top};
+  }
+  return set;
+}
+
+// Runs f(first row, rows, thread) on tiles of whole strips.
+template <class F> void for_tiles(std::size_t rows, const Support& support, std::size_t threads, F f) {
+  const nb::gil_scoped_release unlocked;
+  const std::size_t tile = tile_rows(rows, support);
+  ThreadPool pool(threads);
+  pool.parallel_for((rows + tile - 1) / tile, [&](std::size_t t, std::size_t) {
+    f(t * tile, std::min(tile, rows - t * tile));
+  });
+}
+
+void check_signals() {
+  const nb::gil_scoped_acquire locked;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+template <class T> void bind(nb::module_& m) {
+  m.def("select", [](In<T> gain, Out<bool> mask, const Descriptor& descriptor, std::size_t threads) {
+    const View<const T> from = view(gain);
+    const Mask to{reinterpret_cast<std::uint8_t*>(mask.data()), from.rows, from.cols};
+    const Support support = support_of(descriptor);
+    for_tiles(from.rows, support, threads, [&](std::size_t first, std::size_t count) {
+      select<T>(support, from.strip(first, count), to.strip(first, count));
+    });
+  }, nb::arg("gain").noconvert(), nb::arg("mask").noconvert(), "support"_a, "threads"_a,
+  "Write the mask of the largest total gain.");
+
+  m.def("encode", [](In<T> z, Out<std::uint8_t> codes, const GridParts<T>& grid, std::size_t threads) {
+    const SparseSet<T> set = set_of<T>({"dense", 0, 0, 0}, grid);
+    const View<const T> from = view(z);
+    const View<std::uint8_t> to = view(codes);
+    for_tiles(from.rows, set.support, threads, [&](std::size_t first, std::size_t count) {
+      for (std::size_t i = first; i < first + count; ++i) set.grid->encode(i, from.row(i), to.row(i));
+    });
+  }, nb::arg("z").noconvert(), nb::arg("codes").noconvert(), "grid"_a, "threads"_a,
+  "Write the codes of the nearest grid points.");
+
+  m.def("project", [](In<T> z, Out<T> out, const Descriptor& descriptor, const GridParts<T>& grid, std::size_t threads) {
+    const SparseSet<T> set = set_of<T>(descriptor, grid);
+    const View<const T> from = view(z);
+    const View<T> to = view(out);
+    for_tiles(from.rows, set.support, threads, [&](std::size_t first, std::size_t count) {
+      ProjectScratch<T> scratch;
+      project<T>(set, from.strip(first, count), to.strip(first, count), first, scratch);
+    });
+  }, nb::arg("z").noconvert(), nb::arg("out").noconvert(), "support"_a, "grid"_a.none(), "threads"_a,
+  "Write the nearest point of support x values.");
+
+  m.def("pgd", [](In<T> weight, In<T> gram, In<T> start, Out<T> best, const Descriptor& descriptor,
+                  const GridParts<T>& grid, double step, std::size_t max_iter, double tol, double weight_norm,
+                  std::size_t ramp, std::vector<std::size_t> counts, bool bfloat16_products, std::size_t threads) {
+    const SparseSet<T> set = set_of<T>(descriptor, grid);
+    const PgdOptions options{step, max_iter, tol, weight_norm, ramp, std::move(counts), bfloat16_products, threads,
+                             check_signals};
+    PgdRun run;
+    {
+      const nb::gil_scoped_release unlocked;
+      run = pgd<T>({view(weight), view(gram)}, view(start), set, options, view(best));
+    }
+    return std::tuple(run.found, run.objective, std::move(run.objectives), std::move(run.residuals),
+                      std::string(name(run.reason)));
+  }, nb::arg("weight").noconvert(), nb::arg("gram").noconvert(), nb::arg("start").noconvert(),
+  nb::arg("best").noconvert(), "support"_a, "grid"_a.none(), nb::kw_only(), "step"_a, "max_iter"_a, "tol"_a,
+  "weight_norm"_a, "ramp"_a, "counts"_a, "bfloat16"_a, "threads"_a,
+  "Run projected gradient descent; return (found, objective, objectives, residuals, reason).");
+
+  m.def("low_rank", [](In<T> weight, In<T> gram, Out<T> left, Out<T> right) {
+    const nb::gil_scoped_release unlocked;
+    low_rank<T>(view(weight), view(gram), view(left), view(right));
+  }, nb::arg("weight").noconvert(), nb::arg("gram").noconvert(), nb::arg("left").noconvert(),
+  nb::arg("right").noconvert(), "Write the factors of the activation-aware optimum.");
+
+}
+
+template <class P> void bind_products(nb::module_& m, const char* product_name, const char* gram_name) {
+  using T = External<P>;
+  m.def(product_name, [](In<T> a, In<T> b, Out<T> out, std::size_t threads) {
+    const nb::gil_scoped_release unlocked;
+    product<P>(view(a), view(b), view(out), threads);
+  }, nb::arg("a").noconvert(), nb::arg("b").noconvert(), nb::arg("out").noconvert(), "threads"_a, "Write a b.");
+  m.def(gram_name, [](In<T> x, Out<double> total, std::size_t threads) {
+    const nb::gil_scoped_release unlocked;
+    add_gram<P>(view(x), view(total), threads);
+  }, nb::arg("x").noconvert(), nb::arg("total").noconvert(), "threads"_a,
+  "Add x^T x to the upper triangle of total.");
+}
+
+}  // namespace
+
+NB_MODULE(AWP_MODULE, m) {
+  bind<float>(m);
+  bind<double>(m);
+  bind_products<float>(m, "product", "gram");
+  bind_products<double>(m, "product", "gram");
+  bind_products<bfloat16>(m, "product_bfloat16", "gram_bfloat16");
+  m.def("supported_isas", &supported_isas, "List what this machine can run, by the names of AWP_ISA.");
+  m.def("ready", &amx_request_permission, "Return whether the operating system lets this build run.");
+}

@@ -1,0 +1,94 @@
+#include "awp/parallel.hpp"
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace awp {
+
+namespace {
+constexpr int kSpins = 2000;  // some ten microseconds: iterations follow each other faster than a sleeper wakes up
+}
+
+struct ThreadPool::State {
+  std::mutex mutex;
+  std::condition_variable wake, done;
+  std::vector<std::thread> workers;
+  const std::function<void(std::size_t, std::size_t)>* job = nullptr;
+  std::size_t tiles = 0;
+  std::atomic<std::size_t> next{0};
+  std::atomic<std::size_t> round{0};  // grows by one with every job
+  std::atomic<std::size_t> active{0};
+  std::atomic<bool> stop{false};
+  std::exception_ptr error;
+
+  void run(std::size_t thread) {
+    try {
+      for (std::size_t tile; (tile = next.fetch_add(1)) < tiles;) (*job)(tile, thread);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex);
+      if (!error) error = std::current_exception();
+      next = tiles;
+    }
+  }
+
+  template <class Ready>
+  void await(std::condition_variable& event, Ready ready) {
+    for (int spin = 0; spin < kSpins; ++spin) {
+      if (ready()) return;
+      if (spin % 64 == 63) std::this_thread::yield();
+    }
+    std::unique_lock<std::mutex> lock(mutex);
+    event.wait(lock, ready);
+  }
+
+  void work(std::size_t thread) {
+    for (std::size_t seen = 0;; ++seen) {
+      await(wake, [&] { return round.load() != seen || stop.load(); });
+      if (stop) return;
+      run(thread);
+      if (active.fetch_sub(1) == 1) {
+        std::lock_guard<std::mutex> lock(mutex);
+        done.notify_one();
+      }
+    }
+  }
+};
+
+ThreadPool::ThreadPool(std::size_t threads) : state_(std::make_unique<State>()) {
+  for (std::size_t thread = 1; thread < threads; ++thread)
+    state_->workers.emplace_back([state = state_.get(), thread] { state->work(thread); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->stop = true;
+  }
+  state_->wake.notify_all();
+  for (auto& worker : state_->workers) worker.join();
+}
+
+std::size_t ThreadPool::threads() const { return state_->workers.size() + 1; }
+
+void ThreadPool::parallel_for(std::size_t tiles, const std::function<void(std::size_t, std::size_t)>& f) {
+  State& state = *state_;
+  {
+    std::lock_guard<std::mutex> lock(state.mutex);
+    state.job = &f;
+    state.tiles = tiles;
+    state.next = 0;
+    state.error = nullptr;
+    state.active = state.workers.size();
+    ++state.round;
+  }
+  state.wake.notify_all();
+  state.run(0);
+  state.await(state.done, [&] { return state.active.load() == 0; });
+  if (state.error) std::rethrow_exception(state.error);
+}
+
+}  // namespace awp
