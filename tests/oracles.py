@@ -29,7 +29,9 @@ def competitions(support: Support, shape: tuple[int, int]) -> tuple[int, list[Ce
         return support.n, [[single[i, j] for j in block] for i in rows for block in blocks]
     if isinstance(support, BalancedBlock):
         stride = shape[1] // support.block
-        return support.k, [[single[i, j] for j in range(b, shape[1], stride)] for i in rows for b in range(stride)]
+        return support.k, [
+            [single[i, j] for j in range(b, shape[1], stride)] for i in rows for b in range(stride)
+        ]
     assert isinstance(support, BlockSparse)
     strips = [range(i, i + support.rows) for i in rows[:: support.rows]]
     tiles = [range(j, j + support.cols) for j in columns[:: support.cols]]

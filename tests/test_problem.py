@@ -26,7 +26,8 @@ def test_objective_and_gradient(data: st.DataObject, dtype: str) -> None:
     gradient = problem.gradient(theta)
     assert gradient.dtype == dtype and gradient.shape == problem.shape
     expected = (theta.astype(float) - problem.weight) @ problem.gram.astype(float)
-    np.testing.assert_allclose(gradient, expected, atol=20 * np.finfo(dtype).eps * (residual @ np.abs(problem.gram)).max())
+    slack = 20 * np.finfo(dtype).eps * (residual @ np.abs(problem.gram)).max()
+    np.testing.assert_allclose(gradient, expected, atol=slack)
 
 
 @given(problems())
@@ -85,7 +86,11 @@ BAD = {
     "infinity": (np.ones((2, 2)), np.array([[1, np.inf], [np.inf, 1]]), "gram holds inf at row 0, column 1"),
     "asymmetric": (np.ones((2, 2)), np.array([[1.0, 0.5], [0.0, 1.0]]), "gram is not symmetric"),
     "negative diagonal": (np.ones((2, 2)), np.diag([1.0, -1.0]), "gram has a negative diagonal entry -1"),
-    "too large for float32": (np.ones((2, 2), np.float32), np.eye(2) * 1e39, "gram holds inf at row 0, column 0"),
+    "too large for float32": (
+        np.ones((2, 2), np.float32),
+        np.eye(2) * 1e39,
+        "gram holds inf at row 0, column 0",
+    ),
 }
 
 

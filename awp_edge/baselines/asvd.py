@@ -18,23 +18,20 @@ def asvd(problem: Problem, constraint: LowRank, *, engine: Backend) -> tuple[Arr
 
 
 def weighted_factors(problem: Problem, constraint: LowRank) -> tuple[Array, Array]:
-    """Return U_r S_r and V_r^T S^+ with C = S S^T and W S = U S_r V^T; a singular C is allowed.
+    """Return U_r and U_r^T W, where C = S S^T and U_r holds the first r left singular vectors of W S.
 
-    The rows of [W S]_r lie in the range of S^T, so multiplying by the pseudo-inverse S^+ loses nothing and the
-    error is 1/2 sum_{i > r} sigma_i(W S)^2, the smallest there is. Computed in float64; cost O(d_in^3 + d_out d_in^2).
+    U_r U_r^T W S is the truncated SVD [W S]_r, so the error is 1/2 sum_{i > r} sigma_i(W S)^2, the smallest there is. This
+    equals [W S]_r S^+ up to the null space of C, but inverts nothing: an ill-conditioned or singular C costs no accuracy.
+    Computed in float64; cost O(d_in^3 + d_out d_in min(d_out, d_in)).
     """
     constraint.check(problem.shape)
-    dtype = problem.weight.dtype
-    root, inverse = gram_root(problem.gram)
-    u, s, vt = np.linalg.svd(problem.weight.astype(np.float64) @ root, full_matrices=False)
-    r = constraint.rank
-    return (u[:, :r] * s[:r]).astype(dtype), (vt[:r] @ inverse).astype(dtype)
+    weight, dtype = problem.weight.astype(np.float64), problem.weight.dtype
+    u, _, _ = np.linalg.svd(weight @ gram_root(problem.gram), full_matrices=False)
+    left = u[:, : constraint.rank]
+    return left.astype(dtype), (left.T @ weight).astype(dtype)
 
 
-def gram_root(gram: Array) -> tuple[Array, Array]:
-    """Return S = C^(1/2) and its pseudo-inverse, float64; eigenvalues below d eps lambda_max count as 0."""
+def gram_root(gram: Array) -> Array:
+    """Return S with C = S S^T, (d_in, d_in), float64; negative eigenvalues, which are rounding, count as zero."""
     values, vectors = np.linalg.eigh(gram.astype(np.float64))
-    floor = gram.shape[0] * float(np.finfo(gram.dtype).eps) * max(float(values[-1]), 0.0)
-    roots = np.sqrt(np.where(values > floor, values, 0.0))
-    inverses = np.divide(1.0, roots, out=np.zeros_like(roots), where=roots > 0)
-    return (vectors * roots) @ vectors.T, (vectors * inverses) @ vectors.T
+    return vectors * np.sqrt(np.maximum(values, 0.0))

@@ -121,10 +121,14 @@ def test_supports(kind: type, end: str) -> None:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("half", [False, True])
-def test_grids(bits: int, symmetric: bool, half: bool) -> None:
+def test_grids(bits: int, *, symmetric: bool, half: bool) -> None:
     def wanted(constraint: Sparse) -> bool:
         grid = constraint.values
-        return isinstance(grid, IntGrid) and (grid.bits, grid.symmetric, grid.half_scales) == (bits, symmetric, half)
+        return isinstance(grid, IntGrid) and (grid.bits, grid.symmetric, grid.half_scales) == (
+            bits,
+            symmetric,
+            half,
+        )
 
     produces(sparse_sets(SHAPE), wanted)
 
