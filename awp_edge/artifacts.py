@@ -109,13 +109,22 @@ class CompressedLayer:
             return 32 * (parts.left.size + parts.right.size)
         if parts.zeros is None or self.bits is None:
             return 32 * d_out * d_in
-        width, n_groups = _DENSE_BITS[self.bits], parts.zeros.shape[1]
-        zero_bits = 0 if np.all(parts.zeros == 2 ** (width - 1)) else 8 * -(-n_groups * width // 8)
-        return d_out * (d_in * width + n_groups * _SCALE_BITS + zero_bits)
+        middle = 2 ** (_DENSE_BITS[self.bits] - 1)
+        return grid_bits(
+            self.shape, self.bits, parts.zeros.shape[1], zero_points=bool(np.any(parts.zeros != middle))
+        )
 
     def bits_per_weight(self) -> float:
         """Return stored_bits over d_out d_in."""
         return self.stored_bits() / (self.shape[0] * self.shape[1])
+
+
+def grid_bits(shape: tuple[int, int], bits: int, n_groups: int, *, zero_points: bool = True) -> int:
+    """Return the bits of a quantized layer in a dense export: codes, scales and zero points, see `stored_bits`."""
+    d_out, d_in = shape
+    width = _DENSE_BITS[bits]
+    zero_bits = 8 * -(-n_groups * width // 8) if zero_points else 0
+    return d_out * (d_in * width + n_groups * _SCALE_BITS + zero_bits)
 
 
 def block_file(block: int) -> str:

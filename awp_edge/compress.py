@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,7 @@ from .errors import AwpError
 from .methods import CompressSpec, compress_layer
 from .models import SOURCE_FILE, ModelFolder, copy_companions
 from .options import CompressOptions, fit_spec
+from .plan import require_memory
 from .problem import half_inner, ratio
 from .storage import file_sha256, read_json, write_json, write_tensor_stream, writing
 
@@ -211,7 +213,8 @@ class _Run:
 
     def _begin(self) -> None:
         with writing(self._workspace.state_folder):
-            self._workspace.state_folder.mkdir(exist_ok=True)
+            shutil.rmtree(self._workspace.state_folder, ignore_errors=True)
+            self._workspace.state_folder.mkdir()
             (self._workspace.partial / "blocks").mkdir(exist_ok=True)
         self._workspace.save(self._state)
         if self._options.resume:
@@ -228,6 +231,7 @@ class _Run:
         source = open_source(self._workspace.state_folder)
         blocks = [tuple(source.linears(block)) for block in range(source.n_blocks)]
         spec = fit_spec(self._options, [layer for block in blocks for layer in block])
+        require_memory(self._folder, [layer for block in blocks for layer in block], self._options)
         calibration = dict(source.calibration)
         if self._state.n_blocks is not None:
             require_same(calibration, self._state.calibration, self._workspace.partial)

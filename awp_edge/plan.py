@@ -1,0 +1,283 @@
+"""What a run would do and cost, from config.json and the headers of the weight files: before any hour is spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .artifacts import LinearInfo, grid_bits
+from .constraints import RowSparse, Sparse
+from .errors import AwpError
+from .methods import CompressSpec
+from .models import ModelFolder
+from .options import CompressOptions, fit_spec
+
+#: Interpreter, NumPy, torch and transformers loaded, in bytes (measured on Linux x86-64 with torch 2.13, CPU build).
+BASE_BYTES = 450_000_000
+#: Matrices the size of the largest layer that a solver holds at once.
+SOLVER_MATRICES = 8
+#: Tokens of calibration text in one forward pass through a block.
+BATCH_TOKENS = 2048
+#: Shares of the probe's product rate that whole stages reach.
+CALIBRATION_EFFICIENCY, SOLVE_EFFICIENCY = 0.5, 0.6
+_ITERATIONS = {"pruning": 200, "quantization": 10, "joint": 110}
+_DEFAULTS = {"self": (16, 1024)}
+_TEXT_DEFAULTS = (64, 2048)
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """Name a linear that would be compressed; kept: weights a row that stay, None where no row count is fixed."""
+
+    name: str
+    block: int
+    shape: tuple[int, int]
+    kept: int | None
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say what a run would do and cost. Bytes and seconds are estimates.
+
+    left_alone: matrices inside the block stack that are not compressed.  weight_bytes: the model's files now.
+    compressed_bytes: the compressed folder.  block_bytes: the compressed linears in a dense export (the head and the
+    embeddings come on top).  disk_bytes: what OUT needs while it is built.  fits: None without a memory limit.
+    """
+
+    model: str
+    architecture: str
+    dtype: str
+    n_blocks: int
+    spec: CompressSpec
+    layers: tuple[PlannedLayer, ...]
+    left_alone: tuple[str, ...]
+    samples: int
+    seq_len: int
+    bits_per_weight: float
+    weight_bytes: int
+    compressed_bytes: int
+    block_bytes: int
+    disk_bytes: int
+    peak_memory_bytes: int
+    fits: bool | None
+    calibration_seconds: float
+    solve_seconds: float
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
+    """Plan a run; takes seconds.
+
+    Raises: UsageError where the options do not fit the layers; AwpError for a model without a block stack of linears.
+    """
+    from .calibrate.modules import Skeleton  # torch, for the module tree alone
+
+    skeleton = Skeleton(folder, skip=options.skip)
+    blocks = [
+        [
+            LinearInfo(name, name, skeleton.shape(name))
+            for name in skeleton.linears[block]
+            if name not in skeleton.skipped
+        ]
+        for block in range(len(skeleton.linears))
+    ]
+    layers = [layer for block in blocks for layer in block]
+    spec = fit_spec(options, layers)
+    bits = {layer.name: _export_bits(layer.shape, spec) for layer in layers}
+    planned = tuple(
+        PlannedLayer(
+            layer.name, i, layer.shape, _kept(layer.shape, spec), bits[layer.name] / math.prod(layer.shape)
+        )
+        for i, block in enumerate(blocks)
+        for layer in block
+    )
+    samples, seq_len = calibration_size(folder, options)
+    compressed = _compressed_bytes(folder, layers, spec)
+    memory = peak_memory_bytes(folder, layers, options)
+    calibration_s, solve_s = _seconds(layers, spec, options, tokens=samples * seq_len)
+    return Plan(
+        model=str(folder.path), architecture=folder.architecture, dtype=folder.storage_dtype(), n_blocks=len(blocks),
+        spec=spec, layers=planned, left_alone=_left_alone(folder, skeleton.stack_name, layers), samples=samples,
+        seq_len=seq_len, bits_per_weight=sum(bits.values()) / sum(math.prod(layer.shape) for layer in layers),
+        weight_bytes=folder.weight_bytes(), compressed_bytes=compressed, block_bytes=-(-sum(bits.values()) // 8),
+        disk_bytes=compressed + hidden_state_bytes(folder, options), peak_memory_bytes=memory,
+        fits=None if options.max_memory_bytes is None else memory <= options.max_memory_bytes,
+        calibration_seconds=calibration_s, solve_seconds=solve_s, warnings=_warnings(folder, options, spec),
+    )  # fmt: skip
+
+
+def require_memory(folder: ModelFolder, layers: Sequence[LinearInfo], options: CompressOptions) -> None:
+    """Raise AwpError where the estimated peak exceeds the limit that the options set."""
+    limit = options.max_memory_bytes
+    if limit is None:
+        return
+    needed = peak_memory_bytes(folder, layers, options)
+    if needed > limit:
+        raise AwpError(
+            f"the run needs about {needed / 1e9:.2f} GB of memory and --max-memory allows {limit / 1e9:.2f} GB; "
+            "raise the limit, or use a calibration file instead of self"
+        )
+
+
+def calibration_size(folder: ModelFolder, options: CompressOptions) -> tuple[int, int]:
+    """Return samples and tokens a sample: as asked, else the defaults, the length capped by the model's context."""
+    asked = options.calibration
+    samples, seq_len = _DEFAULTS.get(str(asked.get("source", "self")), _TEXT_DEFAULTS)
+    context = int(folder.config.get("max_position_embeddings") or folder.config.get("n_positions") or seq_len)
+    return int(asked.get("samples") or samples), min(int(asked.get("seq_len") or seq_len), context)
+
+
+def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options: CompressOptions) -> int:
+    """Estimate the peak resident memory: the largest of the stages, over what the libraries need.
+
+    Embedding: the table in float32.  Calibration: a block's weights, a batch's activations, Gram matrices in float64
+    and float32.  Solving: the block dense and compressed, its Gram matrices, the solver's matrices of the largest
+    layer.  Text from the model itself: every weight in float32 and the keys and values of all samples.
+    """
+    samples, seq_len = calibration_size(folder, options)
+    hidden = _hidden_size(folder)
+    block = _largest_block(layers)
+    sizes = [math.prod(layer.shape) for layer in block]
+    grams = sum(
+        d_in * d_in for _, d_in in {(layer.name.rpartition(".")[0], layer.shape[1]) for layer in block}
+    )
+    grams += max(layer.shape[1] for layer in block) ** 2
+    batch = max(BATCH_TOKENS, seq_len) * (6 * hidden + 3 * max(max(layer.shape) for layer in block))
+    solver = max(SOLVER_MATRICES * math.prod(x.shape) + 3 * x.shape[1] ** 2 for x in block)
+    stages = [
+        4 * max((math.prod(folder.shape(n)) for n in folder.tensor_names()), default=0),
+        4 * (sum(sizes) + batch) + 12 * grams,
+        4 * (2 * sum(sizes) + solver + grams),
+    ]
+    if options.calibration.get("source", "self") == "self":
+        numbers = sum(math.prod(folder.shape(n)) for n in folder.tensor_names())
+        n_blocks = int(folder.config.get("num_hidden_layers") or 1)
+        stages.append(4 * (numbers + 2 * samples * seq_len * n_blocks * _key_value_size(folder, hidden)))
+    return BASE_BYTES + max(stages)
+
+
+def hidden_state_bytes(folder: ModelFolder, options: CompressOptions) -> int:
+    """Return the bytes of the two hidden-state files, float32."""
+    samples, seq_len = calibration_size(folder, options)
+    return 2 * 4 * samples * seq_len * _hidden_size(folder)
+
+
+def product_rate(size: int = 768, repeats: int = 6) -> float:
+    """Measure the machine's float32 matrix product, floating-point operations per second; takes milliseconds."""
+    a = np.full((size, size), 0.5, dtype=np.float32)
+    best = math.inf
+    for _ in range(repeats):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _seconds(
+    layers: Sequence[LinearInfo], spec: CompressSpec, options: CompressOptions, *, tokens: int
+) -> tuple[float, float]:
+    """Estimate calibration (forward passes and Gram products) and solving from the product rate."""
+    rate = product_rate()
+    passes = 1 if options.calibration.get("order") == "one-shot" else 2
+    forward = sum(2 * math.prod(layer.shape) for layer in layers) * tokens * passes
+    # Half of a symmetric matrix is enough, and about half of the linears share their input with another.
+    gram = sum(layer.shape[1] ** 2 for layer in layers) * tokens / 2
+    per_step = sum(2 * layer.shape[0] * layer.shape[1] ** 2 for layer in layers)
+    if spec.kind == "low rank":
+        steps = 10.0
+    else:
+        steps = float(_ITERATIONS[spec.kind]) if spec.method.startswith("awp") else 1.0
+    return (forward + gram) / (rate * CALIBRATION_EFFICIENCY), per_step * steps / (rate * SOLVE_EFFICIENCY)
+
+
+def _export_bits(shape: tuple[int, int], spec: CompressSpec) -> int:
+    if spec.rank is not None:
+        return 32 * spec.rank_for(shape) * sum(shape)
+    return (
+        32 * math.prod(shape)
+        if spec.bits is None
+        else grid_bits(shape, spec.bits, shape[1] // spec.group_size)
+    )
+
+
+def _compressed_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], spec: CompressSpec) -> int:
+    own = 0
+    for layer in layers:
+        size, n_groups = math.prod(layer.shape), layer.shape[0] * layer.shape[1] // spec.group_size
+        if spec.bits is None:
+            own += _export_bits(layer.shape, spec) // 8
+        else:
+            own += (
+                size // (2 if spec.bits <= 4 else 1)
+                + 3 * n_groups
+                + (size // 8 if spec.kind == "joint" else 0)
+            )
+    width = folder.weight_bytes() / max(1, sum(math.prod(folder.shape(n)) for n in folder.tensor_names()))
+    return own + folder.weight_bytes() - int(width * sum(math.prod(layer.shape) for layer in layers))
+
+
+def _kept(shape: tuple[int, int], spec: CompressSpec) -> int | None:
+    if spec.rank is not None:
+        return None
+    constraint = spec.constraint(shape)
+    support = constraint.support if isinstance(constraint, Sparse) else None
+    if isinstance(support, RowSparse):
+        return support.k
+    descriptor = support.descriptor() if support is not None else ("dense", 0, 0, 0)
+    return shape[1] if descriptor[0] == "dense" else shape[1] * descriptor[1] // descriptor[2]
+
+
+def _left_alone(folder: ModelFolder, stack: str, layers: Sequence[LinearInfo]) -> tuple[str, ...]:
+    """List the matrices of the block stack that are no kept linears."""
+    taken = {folder.weight_name(layer.name) for layer in layers}
+    inside = f".{stack.rpartition('.')[2]}."
+    names = (name for name in folder.tensor_names() if inside in f".{name}" and len(folder.shape(name)) > 1)
+    return tuple(name for name in names if name not in taken)
+
+
+def _warnings(folder: ModelFolder, options: CompressOptions, spec: CompressSpec) -> tuple[str, ...]:
+    notes = []
+    if folder.config.get("tie_word_embeddings"):
+        notes.append("the output head shares the embedding table; both stay as they are")
+    if "CausalLM" not in folder.architecture and "LMHead" not in folder.architecture:
+        notes.append(
+            f"{folder.architecture} is not a causal language model: compress works, export and generate do not"
+        )
+    if spec.bits is None and spec.rank is None:
+        notes.append("zeros in a dense export bring neither size nor speed; add --bits 4")
+    if spec.bits == 3:
+        notes.append("3-bit codes are stored in 4 bits: the operator has no 3-bit form")
+    if options.calibration.get("source", "self") == "self":
+        notes.append("self calibration writes its own text first; its time is not part of the estimate")
+    return tuple(notes)
+
+
+def _largest_block(layers: Sequence[LinearInfo]) -> list[LinearInfo]:
+    """Return the layers of the block with most weights; a block is what its linears' names share up to a number."""
+    blocks: dict[str, list[LinearInfo]] = {}
+    for layer in layers:
+        parts = layer.name.split(".")
+        last = max((i for i, part in enumerate(parts) if part.isdigit()), default=0)
+        blocks.setdefault(".".join(parts[: last + 1]), []).append(layer)
+    return max(blocks.values(), key=lambda block: sum(math.prod(layer.shape) for layer in block))
+
+
+def _hidden_size(folder: ModelFolder) -> int:
+    config: Mapping[str, Any] = folder.config
+    return int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0)
+
+
+def _key_value_size(folder: ModelFolder, hidden: int) -> int:
+    heads = int(folder.config.get("num_attention_heads") or folder.config.get("n_head") or 1)
+    kept = int(folder.config.get("num_key_value_heads") or heads)
+    return kept * int(folder.config.get("head_dim") or hidden // heads)
