@@ -1,14 +1,21 @@
 // Instantiates the products of awp/gemm.hpp for the kernels of the compiled instruction set.
 #include "awp/gemm.hpp"
 
-#include "gemm_nest.hpp"
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "amx.hpp"
 #include "gram_nest.hpp"
 
 namespace awp {
 namespace {
 
 template <class T> struct KernelOf { using type = VectorKernel<PlainOperand<T>>; };
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+template <> struct KernelOf<bfloat16> { using type = TileKernel<AmxUnit>; };
+#elif defined(__AVX512BF16__)
 template <> struct KernelOf<bfloat16> { using type = VectorKernel<PairOperand>; };
 #else
 template <> struct KernelOf<bfloat16> { using type = VectorKernel<RoundedOperand>; };
@@ -43,7 +50,7 @@ void multiply(const External<T>* a, Index m, Index lda, const PackedMatrix<T>& b
 }
 
 template <class T> Index gram_tiles(Index d) {
-  const Index sides = ceil_div(PanelLayout<Kernel<T>>{0, d}.panels(), kGramPanels);
+  const Index sides = gram_sides<Kernel<T>>(d);
   return sides * (sides + 1) / 2;
 }
 
@@ -51,7 +58,14 @@ template <class T> void gram_tile(const PackedMatrix<T>& x, Index tile, double* 
   add_gram_tile<Kernel<T>>(static_cast<const Operand<T>*>(x.data()), layout_of(x), tile, gram, workspace);
 }
 
-bool amx_request_permission() { return true; }
+bool amx_request_permission() {
+#if defined(__AMX_BF16__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return true;
+#endif
+}
 
 #define AWP_INSTANTIATE(T)                                                                               \
   template class PackedMatrix<T>;                                                                        \

@@ -14,6 +14,22 @@ template <class Sum> struct OutBlock {
   bool accumulate;
 };
 
+// Memory a kernel prefetches into L2 on the way, `step` bytes per operand of its inner dimension: the next slice of B
+// comes from memory or a shared cache, and the hardware does not look across its end.
+struct Ahead {
+  const void* data;
+  Index step;
+};
+inline void prefetch(const Ahead& ahead, Index k) {
+  __builtin_prefetch(static_cast<const char*>(ahead.data) + k * ahead.step, 0, 2);
+}
+
+// One factor as a kernel reads it: `stride` operands from one step along the inner dimension to the next.
+template <class Operand> struct Slice {
+  const Operand* data;
+  Index stride;
+};
+
 // Shape of the block for the register file: kRows x kVectors sums, kVectors of B and one broadcast of A must fit.
 #if defined(__AVX512F__)
 constexpr int kRows = 8, kVectors = 3;  // 32 registers: 24 + 3 + 1; 11 loads feed 24 products
@@ -52,35 +68,36 @@ template <class Arithmetic> struct VectorKernel : Arithmetic {
 
   struct Session {};  // per-thread set-up of the unit: none
 
-  // out += A B over `depth` operands. RowStride, ColumnStride: distance in A from one row, one operand, to the next.
+  // out += A B over `depth` operands and `width` columns, a multiple of kPanelUnit.
+  // RowStride: distance in A from one row to the next.
   template <Index RowStride>
-  static void run(const Operand* a, Index column_stride, const Operand* b, Index depth, Index width,
-                  const OutBlock<Sum>& out) {
-    if (width == kPanel) return run_width<kVectors, RowStride>(a, column_stride, b, depth, out);
-    run_narrow<kVectors - 1, RowStride>(a, column_stride, b, depth, width, out);
+  static void run(Slice<Operand> a, Slice<Operand> b, Index depth, Index width, const OutBlock<Sum>& out,
+                  const Ahead& ahead) {
+    run_widest<kVectors, RowStride>(a, b, depth, width, out, ahead);
   }
 
  private:
   template <int Vectors, Index RowStride>
-  static void run_narrow(const Operand* a, Index column_stride, const Operand* b, Index depth, Index width,
-                         const OutBlock<Sum>& out) {
-    if constexpr (Vectors > 0) {
-      if (width == Vectors * kLanes) return run_width<Vectors, RowStride>(a, column_stride, b, depth, out);
-      run_narrow<Vectors - 1, RowStride>(a, column_stride, b, depth, width, out);
+  static void run_widest(Slice<Operand> a, Slice<Operand> b, Index depth, Index width, const OutBlock<Sum>& out,
+                         const Ahead& ahead) {
+    if constexpr (Vectors > 1) {
+      if (width < Vectors * kLanes) return run_widest<Vectors - 1, RowStride>(a, b, depth, width, out, ahead);
     }
+    run_vectors<Vectors, RowStride>(a, b, depth, out, ahead);
   }
 
   template <int Vectors, Index RowStride>
-  static void run_width(const Operand* a, Index column_stride, const Operand* b, Index depth,
-                        const OutBlock<Sum>& out) {
+  static void run_vectors(Slice<Operand> a, Slice<Operand> b, Index depth, const OutBlock<Sum>& out,
+                          const Ahead& ahead) {
     simd::Vector<Sum> sums[kRows][Vectors] = {};
-    for (Index k = 0; k < depth; ++k, a += column_stride, b += Vectors * kLanes) {
-      decltype(Arithmetic::load(b)) right[Vectors];
+    for (Index k = 0; k < depth; ++k, a.data += a.stride, b.data += b.stride) {
+      prefetch(ahead, k);
+      decltype(Arithmetic::load(b.data)) right[Vectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) right[v] = Arithmetic::load(b + v * kLanes);
+      for (int v = 0; v < Vectors; ++v) right[v] = Arithmetic::load(b.data + v * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const auto left = Arithmetic::broadcast(a[r * RowStride]);
+        const auto left = Arithmetic::broadcast(a.data[r * RowStride]);
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) Arithmetic::multiply_add(left, right[v], sums[r][v]);
       }

@@ -29,6 +29,9 @@ template <class Kernel> struct PanelLayout {
   Index columns(Index panel) const { return std::min(Kernel::kPanel, n - panel * Kernel::kPanel); }
   Index width(Index panel) const { return round_up(columns(panel), Kernel::kPanelUnit); }
   Index offset(Index panel) const { return panel * Kernel::kPanel * depth(); }
+  template <class Operand> Operand* slice(Operand* packed, Index panel, Index start) const {
+    return packed + offset(panel) + start * width(panel);
+  }
   // Operands in all, with room for a kernel that reads kBlockRows operands at the end of the last row (Gram).
   Index size() const {
     return offset(panels() - 1) + width(panels() - 1) * depth() + Kernel::kBlockRows;
@@ -65,25 +68,37 @@ void pack_rows(const typename Kernel::Source* a, Index m, Index lda, const Panel
   }
 }
 
+// One slice of B (panel, operands from `start`) times all rows of A.
+template <class Kernel>
+void multiply_slice(const typename Kernel::Operand* a, Index m, Slice<typename Kernel::Operand> b, Index length,
+                    Ahead ahead, OutBlock<typename Kernel::Sum> out) {
+  const Index rows = Kernel::kBlockRows, width = b.stride;
+  const auto* next = static_cast<const char*>(ahead.data);
+  for (Index row = 0; row < m; row += rows, out.data += rows * out.stride, next += ahead.step * kDepthBlock) {
+    out.rows = std::min(rows, m - row);
+    Kernel::template run<kRowStride>({a + row * kRowStride, 1}, b, length, width, out, {next, ahead.step});
+  }
+}
+
 // out (m x n) = packed A times packed B.
 template <class Kernel>
 void multiply_packed(const typename Kernel::Operand* a, Index m, const typename Kernel::Operand* b,
                      const PanelLayout<Kernel>& layout, typename Kernel::Sum* out, Index ldo) {
   [[maybe_unused]] const typename Kernel::Session session{};
   const Index padded_rows = round_up(m, Kernel::kBlockRows), depth = layout.depth();
+  // Each kernel call prefetches its share of the next slice.
+  const Index share = Kernel::kPanel * Index{sizeof(*b)} * Kernel::kBlockRows / padded_rows;
   for (Index group = 0; group < layout.panels(); group += kPanelGroup) {
     const Index group_end = std::min(group + kPanelGroup, layout.panels());
     for (Index start = 0; start < depth; start += kDepthBlock) {
       const Index length = std::min(kDepthBlock, depth - start);
-      const auto* rows = a + start / kDepthBlock * padded_rows * kRowStride;
       for (Index panel = group; panel < group_end; ++panel) {
-        const Index width = layout.width(panel);
-        const auto* slice = b + layout.offset(panel) + start * width;
-        for (Index row = 0; row < m; row += Kernel::kBlockRows) {
-          Kernel::template run<kRowStride>(rows + row * kRowStride, 1, slice, length, width,
-                                           {out + row * ldo + panel * Kernel::kPanel, ldo,
-                                            std::min(Kernel::kBlockRows, m - row), layout.columns(panel), start > 0});
-        }
+        const auto* slice = layout.slice(b, panel, start);
+        const auto* next = panel + 1 < group_end ? layout.slice(b, panel + 1, start)
+                                                 : layout.slice(b, group, start + length);
+        multiply_slice<Kernel>(a + start / kDepthBlock * padded_rows * kRowStride, m, {slice, layout.width(panel)},
+                               length, {next, share},
+                               {out + panel * Kernel::kPanel, ldo, 0, layout.columns(panel), start > 0});
       }
     }
   }
