@@ -10,15 +10,15 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
 
 import typer
 
 from .. import __version__
+from ..compress import Interrupted
 from ..errors import AwpError, UsageError
-from .command import Interrupted, register
+from .command import register
 
 FAILED, USAGE, STOPPED = 1, 2, 130
 
@@ -63,26 +63,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(_application())
     try:
-        code = command.main(args=list(arguments), prog_name="awp-edge", standalone_mode=False)
+        code = command.main(args=list(arguments) or ["--help"], prog_name="awp-edge", standalone_mode=False)
     except SystemExit as stop:
         code = stop.code
+    if not arguments:
+        return USAGE
     return code if isinstance(code, int) else 0
 
 
 def _application() -> typer.Typer:
-    from . import compression, edge, evaluation, road
+    from . import compression, demo, edge, evaluation
 
     app = typer.Typer(
         name="awp-edge",
         help="Compress language models on a CPU and run them on the edge with ONNX Runtime.",
         epilog="Zeros in a dense export bring neither speed nor size; fewer bits do both.",
-        no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
     app.callback()(_version_option)
-    for group in (compression, edge, evaluation, road):
+    for group in (compression, edge, evaluation, demo):
         for name, (options, run) in group.COMMANDS.items():
             register(app, name, options, run)
     return app
@@ -93,7 +94,10 @@ def _version_option(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", is_eager=True, callback=lambda asked: _show_version(asked), help="Show it."
+            "--version",
+            is_eager=True,
+            callback=lambda asked: _show_version(asked),
+            help="Show the version and exit.",
         ),
     ] = False,
 ) -> None:
@@ -108,12 +112,10 @@ def _show_version(asked: object) -> None:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the line for an exception."""
-    if isinstance(error, UsageError):
-        return USAGE, str(error)
-    if isinstance(error, AwpError):
-        return FAILED, str(error)
     if isinstance(error, KeyboardInterrupt | Interrupted | typer.Abort):
         return STOPPED, str(error) or "interrupted"
+    if isinstance(error, AwpError):
+        return USAGE if isinstance(error, UsageError) else FAILED, str(error)
     if hasattr(error, "format_message"):  # the parser's own complaint, whichever parser typer carries
         return USAGE, f"{error.format_message()} (awp-edge COMMAND --help lists the options)"
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").split(".")[0])):
@@ -148,8 +150,3 @@ def _quiet_libraries() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR, format="awp-edge: %(message)s", stream=sys.stderr)
-
-
-def default_cache() -> Path:
-    """Return the folder for fetched models: AWP_CACHE, or ~/.cache/awp-edge."""
-    return Path(os.environ.get("AWP_CACHE") or Path.home() / ".cache" / "awp-edge")

