@@ -7,6 +7,7 @@ Run as a program it compresses, so that tests can kill a real process:
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -100,8 +101,10 @@ class ToySource:
         return self._state / f"hidden-{block % 2}.npy"
 
     def _save(self, block: int, hidden: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, hidden)
         with atomic_file(self._hidden_file(block)) as file:
-            np.save(file, hidden)
+            file.write(buffer.getvalue())
 
 
 def gram(inputs: np.ndarray) -> Gram:
