@@ -115,7 +115,9 @@ def resolve(name: str, *, threads: int | None = None, constraint: Sparse | LowRa
         ValueError: an unknown name, or "native" where it was not built or has no twin of the constraint.
     """
     if name == "auto":
-        name = os.environ.get("AWP_BACKEND", "") or _automatic(constraint)
+        name = os.environ.get("AWP_BACKEND", "") or name
+    if name == "auto":
+        name = _automatic(constraint)
     if name == "numpy":
         return NumpyBackend()
     if name != "native":

@@ -84,7 +84,8 @@ class CompressSpec:
             return NM(first, second) if separator == ":" else BalancedBlock(first, second)
         if self.sparsity == 0:
             return Dense()
-        return RowSparse(int(np.floor((1 - self.sparsity) * shape[1] + 0.5)))
+        # Six decimals undo what binary floats make of 0.3, so that halves round up.
+        return RowSparse(int(np.floor(round((1 - self.sparsity) * shape[1], 6) + 0.5)))
 
     def constraint(self, shape: tuple[int, int]) -> Sparse | LowRank:
         """Return the constraint of a (d_out, d_in) layer.
@@ -128,7 +129,7 @@ class CompressSpec:
                 raise UsageError(str(error)) from None
         if self.rank is None:
             return
-        if not self.rank > 0 or (self.rank >= 1 and self.rank != int(self.rank)):
+        if not 0 < self.rank < np.inf or (self.rank >= 1 and self.rank != int(self.rank)):
             raise UsageError(f"rank must be a positive integer or a share below 1, got {self.rank:g}")
         if self.bits is not None or self.sparsity or self.pattern != "row":
             raise UsageError(

@@ -48,15 +48,9 @@ def require_native() -> None:
     pytest.fail("AWP_REQUIRE_NATIVE is set, but the native core is not built")
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=BACKENDS, scope="session")
 def backend(request: pytest.FixtureRequest) -> str:
     """Run the test once per backend."""
     if request.param == "native":
         require_native()
     return str(request.param)
-
-
-@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
-def dtype(request: pytest.FixtureRequest) -> np.dtype:
-    """Run the test once per dtype."""
-    return np.dtype(request.param)
