@@ -15,11 +15,9 @@ template <class T> T* room(std::vector<T>& buffer, std::size_t size) {
   return buffer.data();
 }
 
-// gain = z^2 - (z - Q(z))^2 = Q(z) (2z - Q(z)), which is z^2 for real values; nothing in it can be fused.
+// gain = z^2 - (z - Q(z))^2 in the reference's form, whose bits no fused multiply-add can change.
 template <class T> void fill_gain(const T* z, const T* rounded, T* gain, std::size_t size) {
-  for (std::size_t j = 0; j < size; ++j) {
-    gain[j] = rounded[j] * ((z[j] + z[j]) - rounded[j]);
-  }
+  for (std::size_t j = 0; j < size; ++j) gain[j] = rounded[j] * (z[j] + z[j] - rounded[j]);
 }
 
 }  // namespace
