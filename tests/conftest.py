@@ -7,6 +7,7 @@ built" from a skip into a failure.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import hypothesis
@@ -54,3 +55,23 @@ def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "native":
         require_native()
     return str(request.param)
+
+
+@pytest.fixture(scope="module", params=native.available_isas() or ["none"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test once per instruction set of this machine."""
+    require_native()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWP_ISA", request.param)
+        assert native.isa() == request.param
+        yield request.param
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray, note: object = "") -> None:
+    """Fail on any difference in dtype, shape or bits (-0 is not 0)."""
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    if actual.tobytes() != expected.tobytes():
+        where = np.argwhere((actual != expected) | (np.signbit(actual) != np.signbit(expected)))
+        raise AssertionError(
+            f"{note}: {len(where)} of {actual.size} entries differ, the first at {where[:1].tolist()}"
+        )

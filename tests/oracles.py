@@ -87,7 +87,11 @@ def cheapest(constraint: Sparse, z: Matrix) -> float:
 
 def exact_code(value: float, scale: float, zero: int, *, top: int) -> int:
     """Return the code of one number: the quotient in the dtype of the inputs, everything after it exact."""
-    quotient = Fraction(float(value / scale))
+    with np.errstate(over="ignore"):
+        ratio = float(value / scale)
+    if np.isinf(ratio):
+        return top if ratio > 0 else 0
+    quotient = Fraction(ratio)
     floor = quotient.numerator // quotient.denominator
     rest = quotient - floor
     step = floor + (rest > Fraction(1, 2) or (rest == Fraction(1, 2) and floor % 2 == 1))

@@ -1,0 +1,81 @@
+"""The native core beyond its parity with the reference: products, memory layouts, threads, instruction sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import assert_same_bits, require_native
+from strategies import DTYPES, make_weight
+
+from awp_edge import NM, IntGrid, RowSparse, Sparse, native
+from awp_edge.errors import AwpError
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products(isa: str, dtype: str) -> None:
+    for m, k, n in [(1, 1, 1), (3, 5, 7), (17, 33, 65), (64, 64, 64), (97, 130, 31), (5, 700, 9)]:
+        a, b = make_weight("normal", (m, k), dtype, seed=m), make_weight("heavy tails", (k, n), dtype, seed=n)
+        exact = a.astype(np.float64) @ b.astype(np.float64)
+        size = np.abs(a).astype(np.float64) @ np.abs(b)
+        results = [native.product(a, b, threads=threads) for threads in (1, 2, 3)]
+        assert (np.abs(results[0] - exact) <= k * np.finfo(dtype).eps * size).all()
+        assert_same_bits(results[1], results[0])
+        assert_same_bits(results[2], results[0])
+
+
+def test_bfloat16_products(isa: str) -> None:
+    a, b = (
+        make_weight("normal", (33, 70), "float32", seed=0),
+        make_weight("normal", (70, 41), "float32", seed=1),
+    )
+    exact, size = a.astype(np.float64) @ b, np.abs(a).astype(np.float64) @ np.abs(b)
+    rounded = [native.product(a, b, products="bfloat16", threads=threads) for threads in (1, 2, 3)]
+    error = np.abs(rounded[0] - exact) / size
+    assert 1e-4 < error.max() <= 2 * 2**-8 + 70 * np.finfo(np.float32).eps  # rounded, and no more than that
+    assert_same_bits(rounded[1], rounded[0])
+    assert_same_bits(rounded[2], rounded[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gram_matrices(isa: str, dtype: str) -> None:
+    for n, d in [(1, 1), (7, 5), (64, 33), (300, 65), (2050, 40)]:
+        x = make_weight("normal", (n, d), dtype, seed=n)
+        exact, size = x.astype(np.float64).T @ x, np.abs(x).astype(np.float64).T @ np.abs(x)
+        totals = [np.ones((d, d)) for _ in range(3)]
+        for threads, total in enumerate(totals, start=1):
+            native.gram(x, total, threads=threads)
+        upper, slack = np.triu_indices(d), min(n, 2048) * np.finfo(dtype).eps * size + 1e-12
+        assert (np.abs(totals[0] - 1 - exact)[upper] <= slack[upper]).all()
+        assert_same_bits(totals[1], totals[0])
+        assert_same_bits(totals[2], totals[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_memory_layout_is_taken(isa: str, dtype: str) -> None:
+    z = make_weight("normal", (8, 12), dtype, seed=0)
+    constraint = Sparse(NM(2, 4), IntGrid(4, 6)).bind(z)
+    for other in (np.asfortranarray(z), np.repeat(z, 2, axis=1)[:, ::2]):
+        assert_same_bits(native.project(other, constraint), constraint.project(z))
+        assert_same_bits(native.select(np.abs(other), ("row", 3, 0, 0)), RowSparse(3).select(np.abs(z)))
+        assert_same_bits(native.encode(other, constraint.values), constraint.values.encode(z))
+
+
+def test_threads_must_be_positive(isa: str) -> None:
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        native.select(np.ones((2, 8)), ("row", 2, 0, 0), threads=0)
+
+
+def test_instruction_sets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_native()
+    assert "base" in native.available_isas()
+    monkeypatch.setenv("AWP_ISA", "sse9")
+    with pytest.raises(AwpError, match="AWP_ISA=sse9 is unknown: choose one of base, avx2"):
+        native.isa()
+    missing = [name for name in native.ISAS if not set(native.ISAS[name]) & set(native.available_isas())]
+    monkeypatch.setenv("AWP_ISA", missing[0])
+    with pytest.raises(
+        AwpError, match=f"AWP_ISA={missing[0]} cannot run on this machine: choose one of base"
+    ):
+        native.isa()
+    monkeypatch.setenv("AWP_ISA", "")
+    assert native.isa() == native.available_isas()[-1]
