@@ -80,17 +80,7 @@ def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
 
     Raises: UsageError where the options do not fit the layers; AwpError for a model without a block stack of linears.
     """
-    from .calibrate.modules import Skeleton  # torch, for the module tree alone
-
-    skeleton = Skeleton(folder, skip=options.skip)
-    blocks = [
-        [
-            LinearInfo(name, name, skeleton.shape(name))
-            for name in skeleton.linears[block]
-            if name not in skeleton.skipped
-        ]
-        for block in range(len(skeleton.linears))
-    ]
+    stack, blocks = _module_tree(folder, options)
     layers = [layer for block in blocks for layer in block]
     spec = fit_spec(options, layers)
     bits = {layer.name: _export_bits(layer.shape, spec) for layer in layers}
@@ -107,13 +97,32 @@ def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
     calibration_s, solve_s = _seconds(layers, spec, options, tokens=samples * seq_len)
     return Plan(
         model=str(folder.path), architecture=folder.architecture, dtype=folder.storage_dtype(), n_blocks=len(blocks),
-        spec=spec, layers=planned, left_alone=_left_alone(folder, skeleton.stack_name, layers), samples=samples,
+        spec=spec, layers=planned, left_alone=_left_alone(folder, stack, layers), samples=samples,
         seq_len=seq_len, bits_per_weight=sum(bits.values()) / sum(math.prod(layer.shape) for layer in layers),
         weight_bytes=folder.weight_bytes(), compressed_bytes=compressed, block_bytes=-(-sum(bits.values()) // 8),
         disk_bytes=compressed + hidden_state_bytes(folder, options), peak_memory_bytes=memory,
         fits=None if options.max_memory_bytes is None else memory <= options.max_memory_bytes,
         calibration_seconds=calibration_s, solve_seconds=solve_s, warnings=_warnings(folder, options, spec),
     )  # fmt: skip
+
+
+def require_fit(folder: ModelFolder, options: CompressOptions) -> None:
+    """Raise where a run would be refused: options that do not fit the layers, or too little memory; takes seconds."""
+    _, blocks = _module_tree(folder, options)
+    layers = [layer for block in blocks for layer in block]
+    fit_spec(options, layers)
+    require_memory(folder, layers, options)
+
+
+def _module_tree(folder: ModelFolder, options: CompressOptions) -> tuple[str, list[list[LinearInfo]]]:
+    """Return the name of the block stack and the linears to compress, block by block."""
+    from .calibrate.modules import Skeleton  # torch, for the module tree alone
+
+    skeleton = Skeleton(folder, skip=options.skip)
+    kept = ([name for name in block if name not in skeleton.skipped] for block in skeleton.linears)
+    return skeleton.stack_name, [
+        [LinearInfo(name, name, skeleton.shape(name)) for name in block] for block in kept
+    ]
 
 
 def require_memory(folder: ModelFolder, layers: Sequence[LinearInfo], options: CompressOptions) -> None:

@@ -1,0 +1,107 @@
+"""Plans of tiny models: what they say is what a run then does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from awp_edge.errors import AwpError, UsageError
+from awp_edge.methods import CompressSpec
+from awp_edge.models import ModelFolder
+from awp_edge.options import CompressOptions
+from awp_edge.plan import calibration_size, hidden_state_bytes, plan, require_fit
+
+TEXT = {"source": "text.txt", "samples": 4, "seq_len": 32, "order": "one-shot"}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return ModelFolder(tiny_models.build("llama", tmp_path_factory.mktemp("plan") / "llama"))
+
+
+def options(**spec: object) -> CompressOptions:
+    return CompressOptions(CompressSpec(**spec), calibration=TEXT)
+
+
+def test_a_plan_counts_layers_bits_and_bytes(llama: ModelFolder) -> None:
+    made = plan(llama, options(bits=4, sparsity=0.5, group_size=64))
+    assert (made.n_blocks, len(made.layers), made.left_alone) == (3, 21, ())
+    first = made.layers[0]
+    assert (first.name, first.block, first.shape, first.kept) == (
+        "model.layers.0.self_attn.q_proj",
+        0,
+        (64, 64),
+        32,
+    )
+    assert first.bits_per_weight == 4 + 32 / 64 + 8 / 64
+    assert made.weight_bytes == llama.weight_bytes()
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in made.layers)
+    assert made.block_bytes == pytest.approx(weights * made.bits_per_weight / 8, abs=1)
+    assert made.compressed_bytes < made.weight_bytes
+    json.dumps(made.to_json())
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept"),
+    [
+        ({"sparsity": 0.3}, 45),
+        ({"pattern": "2:4"}, 32),
+        ({"pattern": "48/64"}, 48),
+        ({"bits": 4}, 64),
+        ({"rank": 4}, None),
+    ],
+    ids=str,
+)
+def test_a_plan_says_how_many_weights_a_row_stay(
+    llama: ModelFolder, spec: dict[str, object], kept: int | None
+) -> None:
+    assert plan(llama, options(**spec)).layers[0].kept == kept
+
+
+def test_calibration_defaults_and_the_context_limit(llama: ModelFolder) -> None:
+    def size(**asked: object) -> tuple[int, int]:
+        return calibration_size(llama, CompressOptions(CompressSpec(sparsity=0.5), calibration=asked))
+
+    assert size(source="file.txt", samples=None, seq_len=None) == (
+        64,
+        128,
+    )  # 2048, capped by the model's context
+    assert size(source="self") == (16, 128)
+    assert size(source="file.txt", samples=3, seq_len=20) == (3, 20)
+    assert hidden_state_bytes(llama, options(sparsity=0.5)) == 2 * 4 * 4 * 32 * 64
+
+
+def test_notes_say_what_a_user_should_know(llama: ModelFolder, tmp_path: Path) -> None:
+    notes = " ".join(plan(llama, options(sparsity=0.5)).warnings)
+    assert "zeros in a dense export bring neither size nor speed" in notes and "embedding" in notes
+    assert "3-bit codes are stored in 4 bits" in " ".join(plan(llama, options(bits=3)).warnings)
+    bert = ModelFolder(tiny_models.build("bert", tmp_path / "bert"))
+    assert "is not a causal language model" in " ".join(plan(bert, options(sparsity=0.5)).warnings)
+
+
+def test_skipped_layers_are_left_alone(llama: ModelFolder) -> None:
+    skipping = CompressOptions(CompressSpec(sparsity=0.5), skip=("mlp.*",), calibration=TEXT)
+    made = plan(llama, skipping)
+    assert len(made.layers) == 12 and len(made.left_alone) == 9
+    assert made.left_alone[0] == "model.layers.0.mlp.down_proj.weight"
+
+
+def test_a_memory_limit_is_judged_before_any_work(llama: ModelFolder) -> None:
+    def limited(n_bytes: int) -> CompressOptions:
+        return CompressOptions(CompressSpec(sparsity=0.5), calibration=TEXT, max_memory_bytes=n_bytes)
+
+    needed = plan(llama, limited(10**12)).peak_memory_bytes
+    assert plan(llama, limited(10**12)).fits and not plan(llama, limited(1000)).fits
+    require_fit(llama, limited(needed))
+    with pytest.raises(AwpError, match="--max-memory allows"):
+        require_fit(llama, limited(needed - 1))
+
+
+def test_what_a_run_would_refuse_a_plan_refuses(llama: ModelFolder) -> None:
+    with pytest.raises(UsageError, match="group size 48 does not divide d_in = 64"):
+        plan(llama, options(bits=4, group_size=48))
+    with pytest.raises(UsageError, match="keeps k = 0"):
+        require_fit(llama, options(sparsity=0.999))
