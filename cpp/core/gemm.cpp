@@ -1,6 +1,11 @@
 // Instantiates the products of awp/gemm.hpp for the kernels of the compiled instruction set.
 #include "awp/gemm.hpp"
 
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__AMX_BF16__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -27,6 +32,19 @@ template <class T> using Operand = typename Kernel<T>::Operand;
 template <class T> PanelLayout<Kernel<T>> layout_of(const PackedMatrix<T>& b) { return {b.rows(), b.cols()}; }
 
 }  // namespace
+
+// Large buffers lie on huge pages where the system has them: a product walks through too many small ones. Clearing one
+// does not pay for buffers that live for a single small product.
+AlignedBuffer::AlignedBuffer(std::size_t bytes) {
+  constexpr std::size_t line = 64, huge_page = std::size_t{2} << 20, large = 4 * huge_page;
+  const std::size_t alignment = bytes < large ? line : huge_page;
+  const std::size_t size = (bytes + alignment - 1) / alignment * alignment;
+  data_.reset(std::aligned_alloc(alignment, size));
+  if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+  if (alignment == huge_page) madvise(data_.get(), size, MADV_HUGEPAGE);
+#endif
+}
 
 template <class T>
 PackedMatrix<T>::PackedMatrix(Index k, Index n)

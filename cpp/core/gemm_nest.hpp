@@ -8,15 +8,12 @@
 
 namespace awp {
 
-// Operands of the inner dimension per kernel call. A panel slice (256 x 48 floats, 48 KB) streams from the L2 cache at
-// 16 bytes per cycle while a slice of A (8 x 256 floats, 8 KB) stays in L1, and the output block is touched only once
-// per 256 multiply-adds. The order of additions follows from it, so it is the same for all shapes.
-constexpr Index kDepthBlock = 256;
 // Distance between rows of packed A: not a multiple of 4 KB or of a power-of-two number of cache lines, so that the rows
-// a kernel reads together fall into different cache sets (a row of 4096 floats would not).
-constexpr Index kRowStride = kDepthBlock + 16;
+// a kernel reads together fall into different cache sets (rows of 4096 floats would not).
+template <class Kernel> constexpr Index kRowStride = Kernel::kDepthBlock + 16;
 // Panels multiplied before the next slice of A: their part of the output (192 rows x 480 floats) stays in L2.
 constexpr Index kPanelGroup = 10;
+constexpr Index kRowsAhead = 16;  // rows of B that packing prefetches
 
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index round_up(Index a, Index b) { return ceil_div(a, b) * b; }
@@ -44,6 +41,9 @@ void pack_panel(const typename Kernel::Source* b, Index ldb, const PanelLayout<K
   const Index columns = layout.columns(panel), width = layout.width(panel);
   b += panel * Kernel::kPanel;
   for (Index row = 0; row < layout.k; row += Kernel::kDepth, out += width) {
+    // Rows may lie a page apart, too far for the hardware to see them coming.
+    const auto* coming = b + std::min(row + kRowsAhead, layout.k - 1) * ldb;
+    for (Index j = 0; j < columns; j += 64 / Index{sizeof *b}) __builtin_prefetch(coming + j);
     Kernel::from_columns(b + row * ldb, ldb, layout.k - row, columns, out);
     std::fill(out + columns, out + width, typename Kernel::Operand{});
   }
@@ -56,11 +56,11 @@ void pack_rows(const typename Kernel::Source* a, Index m, Index lda, const Panel
                typename Kernel::Operand* out) {
   using Operand = typename Kernel::Operand;
   const Index padded_rows = round_up(m, Kernel::kBlockRows), depth = layout.depth();
-  for (Index start = 0; start < depth; start += kDepthBlock, out += padded_rows * kRowStride) {
-    const Index length = std::min(kDepthBlock, depth - start), first = start * Kernel::kDepth;
+  for (Index start = 0; start < depth; start += Kernel::kDepthBlock, out += padded_rows * kRowStride<Kernel>) {
+    const Index length = std::min(Kernel::kDepthBlock, depth - start), first = start * Kernel::kDepth;
     const Index count = std::min(length * Kernel::kDepth, layout.k - first);
     for (Index row = 0; row < padded_rows; ++row) {
-      Operand* to = out + row * kRowStride;
+      Operand* to = out + row * kRowStride<Kernel>;
       const Index filled = row < m ? ceil_div(count, Kernel::kDepth) : 0;
       if (row < m) Kernel::from_row(a + row * lda + first, count, to);
       std::fill(to + filled, to + length, Operand{});
@@ -74,9 +74,9 @@ void multiply_slice(const typename Kernel::Operand* a, Index m, Slice<typename K
                     Ahead ahead, OutBlock<typename Kernel::Sum> out) {
   const Index rows = Kernel::kBlockRows, width = b.stride;
   const auto* next = static_cast<const char*>(ahead.data);
-  for (Index row = 0; row < m; row += rows, out.data += rows * out.stride, next += ahead.step * kDepthBlock) {
+  for (Index row = 0; row < m; row += rows, out.data += rows * out.stride, next += ahead.step * Kernel::kDepthBlock) {
     out.rows = std::min(rows, m - row);
-    Kernel::template run<kRowStride>({a + row * kRowStride, 1}, b, length, width, out, {next, ahead.step});
+    Kernel::template run<kRowStride<Kernel>>({a + row * kRowStride<Kernel>, 1}, b, length, width, out, {next, ahead.step});
   }
 }
 
@@ -90,13 +90,13 @@ void multiply_packed(const typename Kernel::Operand* a, Index m, const typename 
   const Index share = Kernel::kPanel * Index{sizeof(*b)} * Kernel::kBlockRows / padded_rows;
   for (Index group = 0; group < layout.panels(); group += kPanelGroup) {
     const Index group_end = std::min(group + kPanelGroup, layout.panels());
-    for (Index start = 0; start < depth; start += kDepthBlock) {
-      const Index length = std::min(kDepthBlock, depth - start);
+    for (Index start = 0; start < depth; start += Kernel::kDepthBlock) {
+      const Index length = std::min(Kernel::kDepthBlock, depth - start);
       for (Index panel = group; panel < group_end; ++panel) {
         const auto* slice = layout.slice(b, panel, start);
         const auto* next = panel + 1 < group_end ? layout.slice(b, panel + 1, start)
                                                  : layout.slice(b, group, start + length);
-        multiply_slice<Kernel>(a + start / kDepthBlock * padded_rows * kRowStride, m, {slice, layout.width(panel)},
+        multiply_slice<Kernel>(a + start / Kernel::kDepthBlock * padded_rows * kRowStride<Kernel>, m, {slice, layout.width(panel)},
                                length, {next, share},
                                {out + panel * Kernel::kPanel, ldo, 0, layout.columns(panel), start > 0});
       }
@@ -108,7 +108,7 @@ template <class Kernel>
 void multiply_rows(const typename Kernel::Source* a, Index m, Index lda, const typename Kernel::Operand* b,
                    const PanelLayout<Kernel>& layout, typename Kernel::Sum* out, Index ldo, Workspace& workspace) {
   using Operand = typename Kernel::Operand;
-  const Index size = ceil_div(layout.depth(), kDepthBlock) * round_up(m, Kernel::kBlockRows) * kRowStride;
+  const Index size = ceil_div(layout.depth(), Kernel::kDepthBlock) * round_up(m, Kernel::kBlockRows) * kRowStride<Kernel>;
   auto* rows = static_cast<Operand*>(workspace.reserve(static_cast<std::size_t>(size) * sizeof(Operand)));
   pack_rows<Kernel>(a, m, lda, layout, rows);
   multiply_packed<Kernel>(rows, m, b, layout, out, ldo);

@@ -42,6 +42,7 @@ template <class Unit> struct TileKernel : PairOperand {
   static constexpr Index kBlockRows = 2 * kTileRows;
   static constexpr Index kPanel = 32;
   static constexpr Index kPanelUnit = kPanel;
+  static constexpr Index kDepthBlock = 256;  // slices of 32 KB on both sides
   static constexpr Index kDepthUnit = kTileRows;
   static constexpr bool kReadsPackedColumns = false;
 

@@ -37,7 +37,7 @@ template <class Kernel> GramTile find_gram_tile(Index d, Index tile) {
 template <class Kernel> class GramRows {
  public:
   using Operand = typename Kernel::Operand;
-  static constexpr Index kStride = Kernel::kReadsPackedColumns ? 1 : kRowStride;
+  static constexpr Index kStride = Kernel::kReadsPackedColumns ? 1 : kRowStride<Kernel>;
 
   GramRows(const Operand* packed, Index width, Index length) : slice_{packed, width} {
     if constexpr (!Kernel::kReadsPackedColumns) {
@@ -52,13 +52,13 @@ template <class Kernel> class GramRows {
   static void transpose(const Operand* packed, Index width, Index length, Operand* out) {
     for (Index k = 0; k < length; k += 16) {
       for (Index i = 0; i < Kernel::kBlockRows; i += 16) {
-        transpose_16x16(packed + k * width + i, width, out + i * kRowStride + k, kRowStride);
+        transpose_16x16(packed + k * width + i, width, out + i * kRowStride<Kernel> + k, kRowStride<Kernel>);
       }
     }
   }
 
   Slice<Operand> slice_;
-  alignas(64) Operand transposed_[Kernel::kReadsPackedColumns ? 1 : Kernel::kBlockRows * kRowStride];
+  alignas(64) Operand transposed_[Kernel::kReadsPackedColumns ? 1 : Kernel::kBlockRows * kRowStride<Kernel>];
 };
 
 // Sums of the rows [i, i + kBlockRows) of a tile over `length` operands from `start`. out: the first of these rows.
@@ -76,7 +76,7 @@ void gram_rows(const typename Kernel::Operand* x, const PanelLayout<Kernel>& lay
     block.columns = layout.columns(panel) - skip;
     const auto* slice = layout.slice(x, panel, start);
     const Ahead next{slice + (length + (i - tile.row)) * width, width * Index{sizeof *x} * Kernel::kBlockRows /
-                                                                   kDepthBlock};
+                                                                   Kernel::kDepthBlock};
     Kernel::template run<GramRows<Kernel>::kStride>(rows.slice(), {slice + skip, width}, length, width - skip, block,
                                                     next);
   }
@@ -96,12 +96,13 @@ void add_gram_tile(const typename Kernel::Operand* x, const PanelLayout<Kernel>&
                    Workspace& workspace) {
   using Sum = typename Kernel::Sum;
   constexpr Index side = kGramPanels<Kernel> * Kernel::kPanel, chunk = kGramChunk / Kernel::kDepth;
+  static_assert(chunk % Kernel::kDepthBlock == 0, "sums move on at the end of a block");
   const GramTile tile = find_gram_tile<Kernel>(layout.n, number);
   auto* sums = static_cast<Sum*>(workspace.reserve(side * side * sizeof(Sum)));
   [[maybe_unused]] const typename Kernel::Session session{};
   const Index depth = layout.depth();
-  for (Index start = 0; start < depth; start += kDepthBlock) {
-    const Index length = std::min(kDepthBlock, depth - start), end = start + length;
+  for (Index start = 0; start < depth; start += Kernel::kDepthBlock) {
+    const Index length = std::min(Kernel::kDepthBlock, depth - start), end = start + length;
     for (Index i = tile.row; i < tile.row_end; i += Kernel::kBlockRows) {
       const Index rows = std::min(Kernel::kBlockRows, tile.row_end - i);
       gram_rows<Kernel>(x, layout, tile, i, start, length,

@@ -7,8 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
-#include <new>
 
 namespace awp {
 
@@ -25,17 +25,17 @@ template <class T> struct ExternalType { using type = T; };
 template <> struct ExternalType<bfloat16> { using type = float; };
 template <class T> using External = typename ExternalType<T>::type;
 
-// Uninitialised 64-byte aligned memory, freed with the object; movable, not copyable.
+// Uninitialised memory, aligned for vector loads and freed with the object; movable, not copyable. Throws
+// std::bad_alloc.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
-  explicit AlignedBuffer(std::size_t bytes) : data_(::operator new(bytes, kAlignment)) {}
+  explicit AlignedBuffer(std::size_t bytes);
   void* get() const { return data_.get(); }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
   struct Free {
-    void operator()(void* data) const { ::operator delete(data, kAlignment); }
+    void operator()(void* data) const { std::free(data); }
   };
   std::unique_ptr<void, Free> data_;
 };
@@ -93,7 +93,7 @@ template <class T> Index gram_tiles(Index d);
 // Up to kGramChunk rows of x are added up in float32 (double for T = double) before they go into the double sum.
 // Only entries (i, j) with i <= j are touched, by exactly one tile each: tiles may run in parallel.
 template <class T> void gram_tile(const PackedMatrix<T>& x, Index tile, double* gram, Workspace& workspace);
-constexpr Index kGramChunk = 2048;
+constexpr Index kGramChunk = 1536;
 
 // Asks the operating system for the AMX tile registers, once per process before the first bfloat16 product.
 // Returns false if it refuses; true in builds that need no permission.
