@@ -12,7 +12,7 @@ and computes weight = (code - zero) * scale. A weight is exactly 0 where its cod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,9 @@ def unpack_bits(packed: Bytes, bits: int, count: int) -> Bytes:
     """
     per_byte = _per_byte(bits)
     if packed.shape[-1] != -(-count // per_byte):
-        raise ValueError(f"{count} values of {bits} bits need {-(-count // per_byte)} bytes, got {packed.shape[-1]}")
+        raise ValueError(
+            f"{count} values of {bits} bits need {-(-count // per_byte)} bytes, got {packed.shape[-1]}"
+        )
     mask = np.uint8(2**bits - 1)
     lanes = [(packed >> np.uint8(lane * bits)) & mask for lane in range(per_byte)]
     return np.stack(lanes, axis=-1).reshape(*packed.shape[:-1], -1)[..., :count]
@@ -95,7 +97,9 @@ class PackedLinear:
     def codes(self) -> Bytes:
         """Return the codes, (N, K) uint8."""
         n_blocks = self.scales.shape[1]
-        flat = unpack_bits(self.blocks, self.bits, self.block_size).reshape(self.shape[0], n_blocks * self.block_size)
+        flat = unpack_bits(self.blocks, self.bits, self.block_size).reshape(
+            self.shape[0], n_blocks * self.block_size
+        )
         return flat[:, : self.shape[1]]
 
     def zero_points(self) -> Bytes:
@@ -113,11 +117,21 @@ class PackedLinear:
         steps = self.codes().astype(np.int16) - self._spread(self.zero_points())
         return steps.astype(np.float32) * self._spread(self.scales)
 
+    def rows(self, start: int, stop: int) -> PackedLinear:
+        """Return some of the rows, views."""
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        shape = (stop - start, self.shape[1])
+        return replace(
+            self, blocks=self.blocks[start:stop], scales=self.scales[start:stop], zeros=zeros, shape=shape
+        )
+
     def _spread(self, per_block: NDArray[np.generic]) -> NDArray[np.generic]:
         return np.repeat(per_block, self.block_size, axis=1)[:, : self.shape[1]]
 
 
-def pack_linear(codes: Bytes, scales: NDArray[np.floating], zeros: Bytes, *, bits: int, block_size: int) -> PackedLinear:
+def pack_linear(
+    codes: Bytes, scales: NDArray[np.floating], zeros: Bytes, *, bits: int, block_size: int
+) -> PackedLinear:
     """Pack one layer for MatMulNBits.
 
     Args:
@@ -134,8 +148,10 @@ def pack_linear(codes: Bytes, scales: NDArray[np.floating], zeros: Bytes, *, bit
     if block_size < 16 or block_size & (block_size - 1):
         raise ValueError(f"block size {block_size} is not a power of two of at least 16")
     if scales.shape != (codes.shape[0], n_blocks) or zeros.shape != scales.shape:
-        raise ValueError(f"codes {codes.shape} in blocks of {block_size} need scales and zeros "
-                         f"{(codes.shape[0], n_blocks)}, got {scales.shape} and {zeros.shape}")
+        raise ValueError(
+            f"codes {codes.shape} in blocks of {block_size} need scales and zeros "
+            f"{(codes.shape[0], n_blocks)}, got {scales.shape} and {zeros.shape}"
+        )
     stored = STORED_BITS[bits]
     filled = np.pad(codes, ((0, 0), (0, n_blocks * block_size - codes.shape[1])))
     blocks = pack_bits(filled.reshape(codes.shape[0], n_blocks, block_size), stored)
@@ -153,7 +169,7 @@ def concatenate(parts: list[PackedLinear]) -> PackedLinear:
     kinds = {(part.bits, part.block_size, part.shape[1]) for part in parts}
     if len(kinds) != 1:
         raise ValueError(f"layers of different (bits, block size, inputs) cannot be stacked: {sorted(kinds)}")
-    (bits, block_size, columns), = kinds
+    ((bits, block_size, columns),) = kinds
     zeros = None
     if any(part.zeros is not None for part in parts):
         zeros = np.concatenate([pack_bits(part.zero_points(), bits) for part in parts])
@@ -172,8 +188,10 @@ def check_block_size(name: str, d_in: int, group_size: int) -> None:
     if group_size >= BLOCK_SIZES[0] and not group_size & (group_size - 1):
         return
     fitting = [str(size) for size in BLOCK_SIZES if d_in % size == 0] or [str(size) for size in BLOCK_SIZES]
-    raise AwpError(f"{name}: group size {group_size} is not a power of two of at least 16, which ONNX Runtime needs; "
-                   f"compress again with --group-size {' or '.join(fitting)}")
+    raise AwpError(
+        f"{name}: group size {group_size} is not a power of two of at least 16, which ONNX Runtime needs; "
+        f"compress again with --group-size {' or '.join(fitting)}"
+    )
 
 
 def _per_byte(bits: int) -> int:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from awp_edge.errors import AwpError
 from awp_edge.export.packing import (
     STORED_BITS,
     PackedLinear,
@@ -17,9 +13,15 @@ from awp_edge.export.packing import (
     pack_linear,
     unpack_bits,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+
+from awp_edge.errors import AwpError
 
 
-def random_layer(shape: tuple[int, int], *, bits: int, block_size: int, seed: int = 0) -> tuple[np.ndarray, ...]:
+def random_layer(
+    shape: tuple[int, int], *, bits: int, block_size: int, seed: int = 0
+) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
     n_blocks = -(-shape[1] // block_size)
     codes = rng.integers(0, 2**bits, shape, dtype=np.uint8)
@@ -46,8 +48,13 @@ def test_low_bits_come_first() -> None:
     np.testing.assert_array_equal(pack_bits(np.array([[1, 2, 3, 0, 2]], np.uint8), 2), [[0b00111001, 0b10]])
 
 
-@given(bits=st.sampled_from([2, 3, 4, 8]), block=st.sampled_from([16, 32, 64]), rows=st.integers(1, 4),
-       columns=st.integers(1, 200), seed=st.integers(0, 9))
+@given(
+    bits=st.sampled_from([2, 3, 4, 8]),
+    block=st.sampled_from([16, 32, 64]),
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 200),
+    seed=st.integers(0, 9),
+)
 def test_layer_round_trip(bits: int, block: int, rows: int, columns: int, seed: int) -> None:
     codes, scales, zeros = random_layer((rows, columns), bits=bits, block_size=block, seed=seed)
     packed = pack_linear(codes, scales, zeros, bits=bits, block_size=block)
@@ -96,13 +103,35 @@ def test_onnx_runtime_reads_the_same_weights(bits: int, columns: int, block: int
     helper = pytest.importorskip("onnx.helper")
     runtime = pytest.importorskip("onnxruntime")
     packed = packed_layer((5, columns), bits=bits, block_size=block)
-    feeds = {"a": np.eye(columns, dtype=np.float32), "b": packed.blocks, "s": packed.scales, "z": packed.zeros}
-    constants = [helper.make_tensor(key, 1 if key == "s" else 2, value.shape, value.tobytes(), raw=True)
-                 for key, value in feeds.items() if key != "a"]
-    node = helper.make_node("MatMulNBits", ["a", "b", "s", "z"], ["y"], domain="com.microsoft", K=columns, N=5,
-                            bits=bits, block_size=block, accuracy_level=0)
-    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("a", 1, [columns, columns])],
-                              [helper.make_tensor_value_info("y", 1, [columns, 5])], constants)
+    feeds = {
+        "a": np.eye(columns, dtype=np.float32),
+        "b": packed.blocks,
+        "s": packed.scales,
+        "z": packed.zeros,
+    }
+    constants = [
+        helper.make_tensor(key, 1 if key == "s" else 2, value.shape, value.tobytes(), raw=True)
+        for key, value in feeds.items()
+        if key != "a"
+    ]
+    node = helper.make_node(
+        "MatMulNBits",
+        ["a", "b", "s", "z"],
+        ["y"],
+        domain="com.microsoft",
+        K=columns,
+        N=5,
+        bits=bits,
+        block_size=block,
+        accuracy_level=0,
+    )
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("a", 1, [columns, columns])],
+        [helper.make_tensor_value_info("y", 1, [columns, 5])],
+        constants,
+    )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -1,0 +1,114 @@
+"""Make the edge graph: the builder's float graph with our packed weights in the place of its float ones."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ..errors import AwpError
+from ..models import WEIGHTS_FILE
+from ..storage import TensorFile
+from .graph import DATA_FILE, GRAPH_FILE, Matches, Rows, build_float_graph, find_head, match_layers, weight_of
+from .head import pack_head
+from .hf import write_hf
+from .packing import PackedLinear, concatenate
+from .passes import FactorMatMuls, PackMatMuls, TieEmbedding
+from .source import Source
+
+Floats = NDArray[np.float32]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """Say which node carries which rows of which linear, and give those linears' weights."""
+
+    matches: Matches
+    dense: Callable[[str], Floats]
+
+
+def write_graph(
+    source: Source, out: Path, work: Path, *, head: str, accuracy_level: int, say: Progress
+) -> Written:
+    """Write model.onnx, its data, genai_config.json and the tokenizer files.
+
+    Args:
+        source: the model.
+        out: an existing folder.
+        work: a scratch folder for the float weights; the caller removes it when it needs `Written` no more.
+        head: "int8", "int4" or "fp32".
+        accuracy_level: 0 or 4.
+        say: called with one line per stage.
+
+    Raises:
+        AwpError: the builder fails, or its graph does not hold the model's weights.
+    """
+    say("writing the weights for the model builder")
+    folder, dense = _float_weights(source, work / "hf")
+    say("building the float graph")
+    model = build_float_graph(folder, work / "float", fuse_qkv=source.fusible())
+    say("putting packed weights into the graph")
+    matches = match_layers(model, source.layers, dense)
+    _replace_layers(model, source, matches, accuracy_level=accuracy_level)
+    if head != "fp32":
+        _replace_head(model, source, head, accuracy_level=accuracy_level)
+    RemoveUnusedNodesPass()(model)
+    # Large tensors start on a page, so that a runtime can map them. Shapes stay in the graph: they must be known early.
+    ir.save(model, out / GRAPH_FILE, external_data=DATA_FILE, size_threshold_bytes=256, alignment=4096,
+            align_threshold=65536)  # fmt: skip
+    for path in (work / "float").iterdir():
+        if path.is_file() and path.name not in (GRAPH_FILE, DATA_FILE):
+            shutil.copyfile(path, out / path.name)
+    return Written(matches, dense)
+
+
+def _float_weights(source: Source, folder: Path) -> tuple[Path, Callable[[str], Floats]]:
+    """Return a folder the builder can read and a reader of the very floats it reads."""
+    if not source.layers:
+        return source.path, source.dense
+    folder.mkdir(parents=True)
+    write_hf(source, folder, dtype="F32")
+    tensors = TensorFile(folder / WEIGHTS_FILE)
+    return folder, lambda name: tensors.tensor(source.tensor_name(name))
+
+
+def _replace_layers(model: ir.Model, source: Source, matches: Matches, *, accuracy_level: int) -> None:
+    packed: dict[str, PackedLinear] = {}
+    factors: dict[str, tuple[Floats, Floats]] = {}
+    for node, rows in matches.items():
+        layer = source.layer(rows[0].layer)
+        if layer.encoding.codes is not None:
+            packed[node] = concatenate([_rows(source.packed(part.layer), part) for part in rows])
+        elif layer.encoding.left is not None and layer.encoding.right is not None:
+            factors[node] = (layer.encoding.left.astype(np.float32), layer.encoding.right.astype(np.float32))
+    PackMatMuls(packed, accuracy_level=accuracy_level)(model)
+    FactorMatMuls(factors)(model)
+
+
+def _rows(packed: PackedLinear, part: Rows) -> PackedLinear:
+    return packed if (part.start, part.stop) == (0, packed.shape[0]) else packed.rows(part.start, part.stop)
+
+
+def _replace_head(model: ir.Model, source: Source, kind: str, *, accuracy_level: int) -> None:
+    node = find_head(model)
+    weight = weight_of(node)
+    if not any(_is_tensor(source, name, weight) for name in source.rest_names()):
+        raise AwpError(
+            f"{node.name}: its weights {weight.shape} are those of no tensor of the model; use --lm-head fp32"
+        )
+    packed, name = pack_head(weight, kind), node.inputs[1].name
+    PackMatMuls({node.name: packed}, accuracy_level=accuracy_level)(model)
+    TieEmbedding(name, packed)(model)
+
+
+def _is_tensor(source: Source, name: str, weight: Floats) -> bool:
+    if source.rest_shape(name) != weight.shape:
+        return False
+    return source.rest(name).widened().astype(np.float32, copy=False).tobytes() == weight.tobytes()

@@ -1,0 +1,213 @@
+"""Write an edge folder from a compressed one: graph, tokenizer, runtime configuration, manifest, and proof that it runs."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..errors import AwpError, UsageError
+from ..storage import writing
+from . import check, graph
+from .assemble import write_graph
+from .head import HEADS
+from .hf import write_hf
+from .manifest import write_manifest
+from .runtime import EdgeModel
+from .source import Source
+
+Progress = Callable[[str], None]
+FORMATS, WEIGHTS, LEVELS = ("genai", "hf"), ("auto", "dense", "sparse"), (None, 0, 4)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Choose what an export writes.
+
+    Args:
+        format: "genai" is a folder for onnxruntime-genai, "hf" one that transformers loads.
+        weights: "dense" stores every code; "auto" picks what suits the model (dense in this version).
+        accuracy_level: 4 computes quantized layers with int8 activations, 0 with float32; None: 4 where the
+            processor has fast int8 kernels.
+        lm_head: "int8", "int4" or "fp32"; None: int8 for a compressed model, fp32 for a plain one.
+
+    Raises:
+        UsageError: a value that is not offered.
+    """
+
+    format: str = "genai"
+    weights: str = "auto"
+    accuracy_level: int | None = None
+    lm_head: str | None = None
+
+    def __post_init__(self) -> None:
+        offered = {"format": FORMATS, "weights": WEIGHTS, "accuracy_level": LEVELS, "lm_head": (None, *HEADS)}
+        for name, values in offered.items():
+            if getattr(self, name) not in values:
+                given = ", ".join(str(value) for value in values if value is not None)
+                raise UsageError(
+                    f"{name.replace('_', ' ')} {getattr(self, name)!r} is not offered: choose one of {given}"
+                )
+        if self.weights == "sparse":
+            raise UsageError(
+                "weights 'sparse' need the sparse operator, which this version has not: use dense"
+            )
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """Report an export.
+
+    weights: what was read back from the graph; None for format "hf".
+    agreement: logits against the compressed model in torch; None for format "hf".
+    """
+
+    folder: Path
+    options: ExportOptions
+    n_bytes: int
+    weights: check.WeightCheck | None = None
+    agreement: check.Agreement | None = None
+    tolerated_kl: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def export_model(compressed: str | Path, out: str | Path, options: ExportOptions | None = None, *,
+                 progress: Progress | None = None) -> ExportSummary:  # fmt: skip
+    """Export a compressed or a plain model folder; the output appears by rename when it is complete and checked.
+
+    Args:
+        compressed: what `awp-edge compress` wrote, or a Hugging Face folder to export as it is.
+        out: a folder that does not exist or is empty.
+        options: see `ExportOptions`.
+        progress: called with one line per stage.
+
+    Raises:
+        AwpError: a model that cannot be exported, an output that cannot be written, or an export that failed its check.
+    """
+    say = progress or (lambda message: None)
+    source, target = Source(Path(compressed)), Path(out)
+    options = _resolve(options or ExportOptions(), source)
+    if options.format == "genai":
+        _refuse_unsupported(source)
+    with _partial_folder(target) as partial:
+        if options.format == "hf":
+            say("writing the Hugging Face folder")
+            write_hf(source, partial)
+            summary = ExportSummary(target, options, _folder_bytes(partial))
+        else:
+            summary = _export_genai(source, partial, options, say)
+    return replace(summary, folder=target)
+
+
+def default_accuracy_level() -> int:
+    """Return 4 where ONNX Runtime has int8 kernels for this processor (AVX2, or Arm dot products), else 0."""
+    flags = _processor_flags()
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return 4 if not flags or "asimddp" in flags else 0
+    return 4 if not flags or "avx2" in flags else 0
+
+
+def _processor_flags() -> frozenset[str]:
+    """Return what Linux lists for the first processor; empty on other systems."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    listed = [line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))]
+    return frozenset(listed[0].split()) if listed else frozenset()
+
+
+def _resolve(options: ExportOptions, source: Source) -> ExportOptions:
+    level = default_accuracy_level() if options.accuracy_level is None else options.accuracy_level
+    head = options.lm_head or ("int8" if source.layers else "fp32")
+    return replace(options, weights="dense", accuracy_level=level, lm_head=head)
+
+
+def _refuse_unsupported(source: Source) -> None:
+    name = source.architecture
+    known = graph.known_architectures()
+    if known and name in known and name.endswith("ForCausalLM"):
+        return
+    if not name.endswith(("ForCausalLM", "LMHeadModel")):
+        raise AwpError(f"{name} is not a causal language model, which an edge folder needs; use --format hf")
+    raise AwpError(f"{name} is not known to the model builder of onnxruntime-genai; use --format hf")
+
+
+@contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside the target that takes its name only if the block ends well."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise AwpError(f"{target} is not empty; choose another output folder or empty it")
+    partial = target.with_name(target.name + ".partial")
+    with writing(target):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if target.exists():
+                target.rmdir()
+            partial.replace(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _export_genai(source: Source, partial: Path, options: ExportOptions, say: Progress) -> ExportSummary:
+    work = partial / "work"
+    written = write_graph(
+        source,
+        partial,
+        work,
+        head=str(options.lm_head),
+        accuracy_level=int(options.accuracy_level or 0),
+        say=say,
+    )
+    say("reading every weight back")
+    weights = check.check_weights(partial, written.matches, written.dense)
+    shutil.rmtree(work)
+    facts = {
+        "source": _provenance(source),
+        "options": asdict(options),
+        "opset": _opsets(partial),
+        "weights": asdict(weights),
+    }
+    write_manifest(partial, facts)
+    say("comparing logits with the compressed model in torch")
+    agreement = _compare(source, partial)
+    limit = check.tolerated_kl(int(options.accuracy_level or 0), str(options.lm_head))
+    if not agreement.kl <= limit:
+        raise AwpError(f"the exported model's logits are off: KL {agreement.kl:.3g} nats a token, at most {limit:.3g} allowed; "
+                       "the output was removed, try --accuracy-level 0 or --lm-head fp32")  # fmt: skip
+    write_manifest(partial, {**facts, "agreement": asdict(agreement)})
+    return ExportSummary(partial, options, _folder_bytes(partial), weights, agreement, limit)
+
+
+def _compare(source: Source, folder: Path) -> check.Agreement:
+    """Compare the written folder in ONNX Runtime with the model in torch over one short window."""
+    from ..calibrate.runner import TorchModel  # the only place where torch is loaded, for this check alone
+
+    edge, reference = EdgeModel(folder), TorchModel(source.path)
+    tokens = edge.encode(check.SAMPLE)[: min(check.WINDOW, edge.context_length)]
+    return check.compare_logits(reference.logits(tokens), edge.logits(tokens))
+
+
+def _provenance(source: Source) -> dict[str, Any]:
+    """Return what the folder was made from: the compressed model's manifest without its per-layer part."""
+    if source.compressed is None:
+        return {"kind": "hf", "architecture": source.architecture}
+    kept = {key: value for key, value in source.compressed.manifest.items() if key not in ("layers", "files")}
+    return {**kept, "kind": "compressed", "architecture": source.architecture}
+
+
+def _opsets(folder: Path) -> dict[str, int]:
+    return dict(ir.load(folder / graph.GRAPH_FILE).opset_imports)
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -1,0 +1,234 @@
+"""Open an edge folder: logits through ONNX Runtime, text and timings through onnxruntime-genai. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import AwpError
+from .manifest import read_manifest
+
+CHUNK = 256
+_SESSION_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class EdgeModel:
+    """Run an exported folder.
+
+    Args:
+        folder: what `awp-edge export` wrote.
+        threads: intra-op threads of ONNX Runtime; the cores this process may use by default.
+
+    Raises:
+        AwpError: no edge folder, another schema version, or files missing or cut short.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.threads = usable_cores() if threads is None else threads
+        if self.threads < 1:
+            raise AwpError(f"threads must be at least 1, got {self.threads}")
+        if not self.folder.is_dir():
+            raise AwpError(f"{self.folder} is not a folder; give a folder that awp-edge export made")
+        self.manifest = read_manifest(self.folder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Return genai_config.json."""
+        return dict(json.loads((self.folder / "genai_config.json").read_text(encoding="utf-8")))
+
+    @property
+    def context_length(self) -> int:
+        """Return the longest sequence the model takes, in tokens."""
+        return int(self.config["model"]["context_length"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of logits of a position."""
+        return int(self.config["model"]["vocab_size"])
+
+    @property
+    def n_bytes(self) -> int:
+        """Return the size of all files in the folder."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Return the text's token ids without special tokens, by the folder's own tokenizer."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        return str(self._tokenizer.decode([int(token) for token in tokens]))
+
+    def logits(
+        self, window: Sequence[int] | NDArray[np.integer], *, chunk: int = CHUNK
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits of a window of tokens, (chunk, vocabulary) float32 at a time, from an empty past.
+
+        Raises:
+            AwpError: more tokens than the context, or a token outside the vocabulary.
+        """
+        tokens = np.asarray(window, dtype=np.int64)
+        if len(tokens) > self.context_length:
+            raise AwpError(f"{len(tokens)} tokens are more than the context of {self.context_length}")
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+            raise AwpError(f"token {int(tokens.max())} is outside the vocabulary of {self.vocab_size}")
+        past = self._empty_past()
+        for start in range(0, len(tokens), chunk):
+            part = tokens[start : start + chunk]
+            outputs = self._step(part, start, past)
+            yield outputs.pop("logits")[0]
+            past = {name.replace("present", "past_key_values", 1): value for name, value in outputs.items()}
+
+    def generate(self, prompt: str, *, max_tokens: int = 64, chat: bool = False) -> str:
+        """Continue a prompt greedily and return the new text.
+
+        Args:
+            prompt: plain text, or the user's message where `chat` is set.
+            max_tokens: new tokens at most.
+            chat: put the prompt into the folder's chat template.
+
+        Raises:
+            AwpError: an empty prompt, or one that leaves no room in the context.
+        """
+        genai, model = self._genai, self._genai_model
+        tokenizer = genai.Tokenizer(model)
+        text = _chat(tokenizer, prompt) if chat else prompt
+        tokens = tokenizer.encode(text)
+        room = min(max_tokens, self.context_length - len(tokens))
+        if not len(tokens) or room < 1:
+            raise AwpError(f"the prompt has {len(tokens)} tokens and the context {self.context_length}; "
+                           "give at least one token and leave room for one more")  # fmt: skip
+        generator = self._generator(len(tokens) + room)
+        generator.append_tokens(tokens)
+        while not generator.is_done():
+            generator.generate_next_token()
+        sequence, shown = generator.get_sequence(0), tokenizer.decode(tokens)
+        whole = tokenizer.decode(sequence)
+        return str(
+            whole[len(shown) :] if whole.startswith(shown) else tokenizer.decode(sequence[len(tokens) :])
+        )
+
+    def bench(self, *, prompt_tokens: int = 128, tokens: int = 64, repeats: int = 3) -> dict[str, Any]:
+        """Measure prefill, decode, time to first token and memory in a process of its own.
+
+        Returns:
+            decode_tokens_per_second, prefill_tokens_per_second, time_to_first_token_s (medians over `repeats`),
+            load_s, peak_memory_bytes (the runtime process alone), bytes (the folder), threads and the sizes asked for.
+
+        Raises:
+            AwpError: sizes below 1 (tokens: 2) or beyond the context, or a runtime that fails.
+        """
+        if min(prompt_tokens, repeats) < 1 or tokens < 2:
+            raise AwpError(
+                f"bench needs prompt tokens >= 1, tokens >= 2, repeats >= 1; got {prompt_tokens}, {tokens}, {repeats}"
+            )
+        if prompt_tokens + tokens > self.context_length:
+            raise AwpError(
+                f"{prompt_tokens} + {tokens} tokens are more than the context of {self.context_length}"
+            )
+        sizes = {
+            "threads": self.threads,
+            "prompt_tokens": prompt_tokens,
+            "tokens": tokens,
+            "repeats": repeats,
+        }
+        request = json.dumps({"folder": str(self.folder.resolve()), "vocab_size": self.vocab_size, **sizes})
+        command = [sys.executable, "-m", f"{__package__}.measure", request]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise AwpError(f"onnxruntime-genai could not run {self.folder}: {last[:300]}")
+        return {**json.loads(done.stdout.splitlines()[-1]), **sizes, "bytes": self.n_bytes}
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise AwpError(f"{self.folder} has no tokenizer.json; export the model again with its tokenizer")
+        return Tokenizer.from_file(str(path))
+
+    @cached_property
+    def _session(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        path = self.folder / self.config["model"]["decoder"]["filename"]
+        try:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise AwpError(f"ONNX Runtime cannot open {path}: {_first_line(error)}") from None
+
+    def _empty_past(self) -> dict[str, NDArray[np.float32]]:
+        decoder = self.config["model"]["decoder"]
+        shape = (1, decoder["num_key_value_heads"], 0, decoder["head_size"])
+        names = [value.name for value in self._session.get_inputs() if value.name not in _SESSION_INPUTS]
+        return {name: np.zeros(shape, dtype=np.float32) for name in names}
+
+    def _step(
+        self, tokens: NDArray[np.int64], start: int, past: dict[str, NDArray[np.float32]]
+    ) -> dict[str, Any]:
+        stop = start + len(tokens)
+        feeds = {"input_ids": tokens[None], "attention_mask": np.ones((1, stop), dtype=np.int64),
+                 "position_ids": np.arange(start, stop, dtype=np.int64)[None]}  # fmt: skip
+        wanted = {value.name for value in self._session.get_inputs()}
+        names = [value.name for value in self._session.get_outputs()]
+        inputs = {**{name: value for name, value in feeds.items() if name in wanted}, **past}
+        return dict(zip(names, self._session.run(names, inputs), strict=True))
+
+    @property
+    def _genai(self) -> Any:
+        try:
+            import onnxruntime_genai
+        except ImportError:
+            raise AwpError("onnxruntime-genai is not installed; pip install 'awp-edge[run]'") from None
+        return onnxruntime_genai
+
+    @cached_property
+    def _genai_model(self) -> Any:
+        return open_genai(self.folder, threads=self.threads)
+
+    def _generator(self, max_length: int) -> Any:
+        parameters = self._genai.GeneratorParams(self._genai_model)
+        parameters.set_search_options(max_length=max_length, do_sample=False)
+        return self._genai.Generator(self._genai_model, parameters)
+
+
+def open_genai(folder: Path, *, threads: int) -> Any:
+    """Open a folder in onnxruntime-genai with a number of threads; its own default is one."""
+    import onnxruntime_genai
+
+    config = onnxruntime_genai.Config(str(folder))
+    options = {"intra_op_num_threads": threads}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    try:
+        return onnxruntime_genai.Model(config)
+    except Exception as error:
+        raise AwpError(f"onnxruntime-genai cannot open {folder}: {_first_line(error)}") from None
+
+
+def _chat(tokenizer: Any, prompt: str) -> str:
+    messages = json.dumps([{"role": "user", "content": prompt}])
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no message"])[0][:300]
