@@ -179,7 +179,7 @@ def _paired_sums(model: LogitsSource, against: LogitsSource, window: Tokens) -> 
         q, p = log_softmax(chunk[: len(targets)]), log_softmax(reference[: len(targets)])
         agreements = np.count_nonzero(q.argmax(axis=-1) == p.argmax(axis=-1))
         divergence = float(np.sum(np.exp(p) * (p - q), dtype=np.float64))
-        sums += [-_likelihood(q, targets), -_likelihood(p, targets), divergence, agreements]
+        sums += np.array([-_likelihood(q, targets), -_likelihood(p, targets), divergence, agreements])
         start += len(chunk)
     _check_length(start, window)
     return sums

@@ -85,7 +85,7 @@ def _application() -> typer.Typer:
     app.callback()(_version_option)
     for group in (compression, edge, evaluation, demo):
         for name, (options, run) in group.COMMANDS.items():
-            register(app, name, options, run)
+            register(app, name, options=options, run=run)
     return app
 
 

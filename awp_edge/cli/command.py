@@ -31,7 +31,7 @@ class Options:
     ] = False
 
 
-def register(app: typer.Typer, name: str, options: type[Options], run: Callable[[Any], Outcome]) -> None:
+def register(app: typer.Typer, name: str, *, options: type[Options], run: Callable[[Any], Outcome]) -> None:
     """Add a command whose options are the fields of a dataclass and whose help is the function's docstring."""
 
     def call(**values: Any) -> None:
