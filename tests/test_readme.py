@@ -1,0 +1,61 @@
+"""The README says what the result files say, and its marked places can be filled again and again."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MACHINE = {"processor": "A CPU", "cpu": "A CPU", "cores": 2, "date": "2026-01-02"}
+ROW = {"bytes": 1e6, "bits_per_weight": 4.5, "perplexity": 10.0, "kl": None, "top1_agreement": None,
+       "prefill_tokens_per_second": 100.0, "decode_tokens_per_second": 50.0, "peak_memory_bytes": 2e6}  # fmt: skip
+RESULTS = {
+    "demo": {"rows": {"dense": ROW, "INT4": {**ROW, "kl": 0.01, "top1_agreement": 0.9}}, "machine": MACHINE,
+             "evaluation": "4 windows", "seconds": {"fetch": 60.0}, "date": "2026-01-02"},
+    "solver": {"machine": MACHINE, "results": {"threads": 2, "layers": [
+        {"shape": [8, 4], "native_ms": 1.0, "torch_ms": 4.0, "speedup": 4.0, "native_product_gflops": 80.0,
+         "torch_product_gflops": 100.0, "share_outside_product": 0.1}]}},
+    "quality": {"machine": MACHINE, "results": {"text": "t.txt", "windows": 8, "dense_perplexity": 19.0, "rows": [
+        {"name": "awp 50%", "backend": "numpy", "perplexity": 38.0, "mean_relative_error": 0.02,
+         "bits_per_weight": 32.0}]}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def readme(tmp_path, monkeypatch):
+    """The module bench/readme.py, reading results from a folder of the test."""
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_marked_place_becomes_a_table_once_and_for_all(readme, tmp_path, name):
+    (tmp_path / f"{name}.json").write_text(json.dumps(RESULTS[name]))
+    page = f"before\n<!-- results:{name} -->\nstale text\n<!-- /results:{name} -->\nafter\n"
+    filled = readme.fill(page)
+    assert "stale text" not in filled and "| --- |" in filled and "2026-01-02" in filled and "A CPU" in filled
+    assert filled.startswith("before\n") and filled.endswith("after\n")
+    assert readme.fill(filled) == filled
+
+
+def test_places_without_results_stay(readme):
+    page = "<!-- results:demo -->\nstale text\n<!-- /results:demo -->"
+    assert readme.fill(page) == page
+
+
+def test_the_readme_is_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench" / "readme.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_place_has_a_renderer(readme):
+    names = {match[2] for match in readme.MARKED.finditer((ROOT / "README.md").read_text())}
+    assert names and names <= readme.RENDERERS.keys()
