@@ -35,15 +35,18 @@ template <class Kernel> struct PanelLayout {
   }
 };
 
+// Asks for `count` elements that will be read soon: rows may lie a page apart, too far for the hardware to see.
+template <class T> void prefetch_row(const T* row, Index count) {
+  for (Index j = 0; j < count; j += 64 / Index{sizeof(T)}) __builtin_prefetch(row + j);
+}
+
 template <class Kernel>
 void pack_panel(const typename Kernel::Source* b, Index ldb, const PanelLayout<Kernel>& layout, Index panel,
                 typename Kernel::Operand* out) {
   const Index columns = layout.columns(panel), width = layout.width(panel);
   b += panel * Kernel::kPanel;
   for (Index row = 0; row < layout.k; row += Kernel::kDepth, out += width) {
-    // Rows may lie a page apart, too far for the hardware to see them coming.
-    const auto* coming = b + std::min(row + kRowsAhead, layout.k - 1) * ldb;
-    for (Index j = 0; j < columns; j += 64 / Index{sizeof *b}) __builtin_prefetch(coming + j);
+    prefetch_row(b + std::min(row + kRowsAhead, layout.k - 1) * ldb, columns);
     Kernel::from_columns(b + row * ldb, ldb, layout.k - row, columns, out);
     std::fill(out + columns, out + width, typename Kernel::Operand{});
   }
@@ -62,6 +65,7 @@ void pack_rows(const typename Kernel::Source* a, Index m, Index lda, const Panel
     for (Index row = 0; row < padded_rows; ++row) {
       Operand* to = out + row * kRowStride<Kernel>;
       const Index filled = row < m ? ceil_div(count, Kernel::kDepth) : 0;
+      prefetch_row(a + std::min(row + 2, m - 1) * lda + first, count);
       if (row < m) Kernel::from_row(a + row * lda + first, count, to);
       std::fill(to + filled, to + length, Operand{});
     }

@@ -55,7 +55,7 @@ class Workspace {
 };
 
 // A (k x n) matrix stored as column panels in the order the kernels read it: pack once, multiply often.
-// T is float, double or bfloat16.
+// T is float, double or bfloat16; k and n are at least 1.
 template <class T> class PackedMatrix {
  public:
   PackedMatrix() = default;
