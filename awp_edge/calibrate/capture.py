@@ -74,7 +74,10 @@ def capture(skeleton: Skeleton, outside: nn.Module, tokens: torch.Tensor) -> Cap
 
 
 def linear_infos(skeleton: Skeleton, inputs: Mapping[str, str]) -> tuple[tuple[LinearInfo, ...], ...]:
-    """List the linears of every block that are called and not skipped; one that shares its input names the first kept."""
+    """List the linears of every block that are called and not skipped.
+
+    `input` is the first of these that reads the same tensor.
+    """
     return tuple(_infos(skeleton, block, inputs) for block in range(len(skeleton.stack)))
 
 

@@ -54,7 +54,7 @@ class GramAccumulator:
         matrix = upper + np.triu(upper, 1).T
         if not np.isfinite(matrix).all():
             raise AwpError(
-                f"{self._name}: its input has NaN or infinite entries, or squares beyond float32; check the weights before it"
+                f"{self._name}: its input has NaN or infinite entries (or squares beyond float32); check the weights"
             )
         return Gram(matrix, self.n_tokens)
 

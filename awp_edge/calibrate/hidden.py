@@ -38,7 +38,7 @@ class HiddenReader:
         with self.path.open("rb") as file:
             for start in range(0, n, size):
                 batch = torch.empty((min(size, n - start), *rest))
-                file.readinto(memoryview(batch.numpy()).cast("B"))
+                file.readinto(batch.numpy().view(np.uint8).data)
                 total = _add(total, batch)
                 yield batch
             if file.read() != _footer(total):
@@ -56,7 +56,7 @@ class HiddenWriter:
     def write(self, batch: torch.Tensor) -> None:
         """Append a float32 batch."""
         batch = batch.contiguous()
-        self._file.write(memoryview(batch.numpy()).cast("B"))
+        self._file.write(batch.numpy().view(np.uint8).data)
         self.total = _add(self.total, batch)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..errors import AwpError, UsageError
+from ..errors import AwpError
 from ..models import ModelFolder
+from .names import skipped_names
 
 TRANSPOSED_CLASS = "Conv1D"
 """The class of GPT-2's linears, which keep their weight as (d_in, d_out)."""
@@ -40,16 +40,11 @@ class Skeleton:
         self.stack_name, self.stack = _find_stack(self.model)
         self._base_path = _path_of(self.model, self.model.base_model)
         self.linears = tuple(self._linears_of(i) for i in range(len(self.stack)))
-        self.skipped = _skipped([name for block in self.linears for name in block], skip)
+        self.skipped = skipped_names([name for block in self.linears for name in block], skip)
 
     def key(self, name: str) -> str:
-        """Return the tensor of a parameter: files may have the base model's prefix where the class has none, or not.
-
-        Raises: AwpError where the folder has no such tensor.
-        """
-        prefix = f"{self.model.base_model_prefix}."
-        candidates = (name, name.removeprefix(prefix), prefix + name)
-        found = next((key for key in candidates if key in self._tensors), None)
+        """Return the tensor that holds a parameter. Raises: AwpError where there is none."""
+        found = find_key(self._tensors, name, self.model.base_model_prefix)
         if found is None:
             raise AwpError(f"{self.folder.path}: no tensor {name}; the weights do not fit config.json")
         return found
@@ -100,8 +95,7 @@ class Skeleton:
 
     def read(self, name: str) -> torch.Tensor:
         """Read a parameter or buffer by its name in the model; floats as float32."""
-        array = self.folder.tensor(self.key(name), finite=True)
-        return torch.from_numpy(array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array)
+        return as_tensor(self.folder.tensor(self.key(name), finite=True))
 
     def _in_base(self, name: str) -> str:
         return name.removeprefix(f"{self._base_path}.") if self._base_path else name
@@ -138,6 +132,41 @@ def meta_model(folder: ModelFolder) -> Any:
     config.use_cache = False
     with torch.device("meta"):
         return model_class(config).eval()
+
+
+def whole_model(folder: Any, *, dtype: torch.dtype = torch.float32, uniform: Collection[str] = ()) -> Any:
+    """Build a model with all of its weights, tied ones once; `folder` gives tensors as a ModelFolder does.
+
+    `uniform` are the tensors that it gives as (d_out, d_in) also where the model keeps them the other way round.
+
+    Memory: every parameter in `dtype`.  Raises: AwpError as Skeleton does.
+    """
+    model = meta_model(folder)
+    names, turned = set(folder.tensor_names()), _transposed_weights(model)
+    state = {}
+    for name, parameter in model.state_dict().items():
+        key = find_key(names, name, model.base_model_prefix)
+        if key is not None:
+            tensor = as_tensor(folder.tensor(key, finite=True))
+            tensor = tensor.T.contiguous() if key in uniform and name in turned else tensor
+            state[name] = tensor.to(dtype) if parameter.is_floating_point() else tensor
+    revive(model, model, state)
+    model.tie_weights()
+    missing = next((name for name, value in model.state_dict().items() if value.is_meta), None)
+    if missing is not None:
+        raise AwpError(f"{folder.path}: no tensor {missing}; the weights do not fit config.json")
+    return model
+
+
+def find_key(names: Collection[str], name: str, prefix: str) -> str | None:
+    """Return the tensor of a parameter: files may have the base model's prefix where the class has none, or not."""
+    candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+    return next((key for key in candidates if key in names), None)
+
+
+def as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """Return an array as a tensor that shares its memory; floats as float32."""
+    return torch.from_numpy(array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -198,15 +227,10 @@ def _is_stack(modules: nn.ModuleList) -> bool:
     return same and all(any(is_linear(part) for part in module.modules()) for module in modules)
 
 
-def _skipped(names: Sequence[str], patterns: Sequence[str]) -> frozenset[str]:
-    """Return the names that a shell pattern matches, whole or from one of their dots on."""
-    skipped: set[str] = set()
-    for pattern in patterns:
-        hits = [name for name in names if fnmatch.fnmatch(f".{name}", f"*.{pattern}")]
-        if not hits:
-            raise UsageError(f"--skip {pattern} matches none of the {len(names)} linears, such as {names[0]}")
-        skipped.update(hits)
-    return frozenset(skipped)
+def _transposed_weights(model: nn.Module) -> frozenset[str]:
+    return frozenset(
+        f"{path}.weight" for path, part in model.named_modules() if type(part).__name__ == TRANSPOSED_CLASS
+    )
 
 
 def _path_of(model: nn.Module, module: nn.Module) -> str:

@@ -65,9 +65,10 @@ class BlockStream:
         options: StreamOptions | None = None, calibration: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self._options = options or StreamOptions()
-        self.calibration = dict(calibration or {})
+        self.calibration: Mapping[str, Any] = dict(calibration or {})
         self._skeleton = Skeleton(folder, skip=self._options.skip)
         self.n_blocks = len(self._skeleton.stack)
+        self.n_tokens = int(tokens.size)
         self._tokens, self._state = _checked(tokens, self._skeleton), Path(state)
         self._batch = max(1, BATCH_TOKENS // tokens.shape[1])
         self._alive: tuple[int, nn.Module] | None = None
@@ -79,6 +80,10 @@ class BlockStream:
     def weight(self, name: str) -> NDArray[np.float32]:
         """Read a linear's weight, (d_out, d_in) float32. Raises: AwpError for NaN or infinite entries."""
         return self._skeleton.weight(name)
+
+    def is_transposed(self, name: str) -> bool:
+        """Return whether the model keeps a linear's weight as (d_in, d_out)."""
+        return self._skeleton.is_transposed(name)
 
     def statistics(self, block: int) -> Mapping[str, Gram]:
         """Return C of every distinct input of a block, by the name of the first linear that reads it.
@@ -129,7 +134,7 @@ class BlockStream:
                 out = self._call(block, hidden.shape[0]).run(module, hidden)
                 if not torch.isfinite(out.sum()):
                     raise AwpError(
-                        f"{self._skeleton.stack_name}.{block}: its output has NaN or infinite entries; check its weights"
+                        f"{self._skeleton.stack_name}.{block}: its output has NaN or infinite entries; check the weights"
                     )
                 if writer is not None:
                     writer.write(out)

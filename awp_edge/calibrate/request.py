@@ -1,0 +1,162 @@
+"""What a calibration is asked to do, and the source of statistics that does it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import AwpError, UsageError
+from ..models import ModelFolder
+from ..storage import atomic_file, file_sha256
+from .saved import SavedStatistics, SavingStatistics, has_statistics
+
+if TYPE_CHECKING:
+    from .stream import BlockStream
+
+SELF = "self"
+TOKENS_FILE = "tokens.npy"
+_DEFAULT_SIZE = {SELF: (16, 1024)}
+_TEXT_SIZE = (64, 2048)
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+Progress = Callable[[str], None]
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """Bundle what a calibration is asked to do.
+
+    Args:
+        source: "self", "c4", "wikitext2", or a .txt or .jsonl file.
+        samples, seq_len: windows and tokens in each; None takes 64 x 2048, for self 16 x 1024, capped by the model.
+        seed: draws the windows, or the text of self; None takes the first windows, for self seed 0.
+        order: "sequential" or "one-shot".
+        products: of the Gram matrices, "float32" or "bfloat16".
+        skip: shell patterns of linears to leave alone.
+        threads: None leaves torch's setting.
+        statistics: a folder to save one-shot statistics in, or to take them from.
+    """
+
+    source: str = SELF
+    samples: int | None = None
+    seq_len: int | None = None
+    seed: int | None = None
+    order: str = "sequential"
+    products: str = "float32"
+    skip: tuple[str, ...] = ()
+    threads: int | None = None
+    statistics: Path | None = None
+
+    def sized(self, folder: ModelFolder) -> CalibrationRequest:
+        """Fill in samples and seq_len. Raises: UsageError where seq_len exceeds what the model can take."""
+        samples, seq_len = _DEFAULT_SIZE.get(self.source, _TEXT_SIZE)
+        context = context_length(folder)
+        if self.seq_len is not None and context is not None and self.seq_len > context:
+            raise UsageError(f"--seq-len {self.seq_len} exceeds the {context} positions of {folder.path}")
+        capped = min(seq_len, context) if context is not None else seq_len
+        return replace(self, samples=self.samples or samples, seq_len=self.seq_len or capped)
+
+
+def context_length(folder: ModelFolder) -> int | None:
+    """Return the number of positions that a model can take, as its config says."""
+    text = folder.config.get("text_config")
+    config = text if isinstance(text, dict) else folder.config
+    return next((int(config[key]) for key in _CONTEXT_KEYS if config.get(key)), None)
+
+
+def open_statistics(
+    folder: ModelFolder, request: CalibrationRequest, state: Path, *, progress: Progress | None = None
+) -> BlockStream | SavedStatistics | SavingStatistics:
+    """Open the source of statistics that a request asks for; `state` keeps what a resumed run needs.
+
+    Raises: AwpError or UsageError, in one line, for text, models and folders that will not do.
+    """
+    say = progress or (lambda message: None)
+    asked = request.sized(folder)
+    if asked.order not in ("sequential", "one-shot"):
+        raise UsageError(f"the order of calibration is sequential or one-shot, not {asked.order!r}")
+    if asked.statistics is None:
+        return _stream(folder, asked, state, say=say)
+    if asked.order != "one-shot":
+        raise UsageError("--statistics keeps one-shot statistics; it does not go with --sequential")
+    if has_statistics(asked.statistics):
+        say(f"statistics from {asked.statistics}")
+        return SavedStatistics(folder, asked.statistics, skip=asked.skip, asked=_identity(asked))
+    stream = _stream(folder, replace(asked, skip=()), state, say=say)
+    return SavingStatistics(stream, folder, asked.statistics, skip=asked.skip)
+
+
+def _stream(folder: ModelFolder, asked: CalibrationRequest, state: Path, *, say: Progress) -> BlockStream:
+    from .stream import BlockStream, StreamOptions  # torch, only where a model has to run
+
+    tokens = _tokens(folder, asked, state, say=say)
+    calibration = {
+        **_identity(asked), "windows": len(tokens), "order": asked.order, "products": asked.products,
+        "tokens_sha256": hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").data).hexdigest(),
+    }  # fmt: skip
+    options = StreamOptions(asked.order == "one-shot", asked.products, asked.skip, asked.threads)
+    return BlockStream(folder, tokens, state, options=options, calibration=calibration)
+
+
+def _identity(asked: CalibrationRequest) -> dict[str, Any]:
+    """Return what decides the tokens; a file is known by its name and contents, not by its place."""
+    path = Path(asked.source)
+    is_file = path.suffix in (".txt", ".jsonl")
+    return {
+        "source": path.name if is_file else asked.source, "samples": asked.samples, "seq_len": asked.seq_len,
+        "seed": asked.seed, "text_sha256": file_sha256(path) if is_file else None,
+    }  # fmt: skip
+
+
+def _tokens(folder: ModelFolder, asked: CalibrationRequest, state: Path, *, say: Progress) -> Tokens:
+    """Return the tokens saved by an earlier run, or make and save them."""
+    path = state / TOKENS_FILE
+    if path.is_file():
+        return _saved_tokens(path)
+    tokens = _sampled(folder, asked, say=say) if asked.source == SELF else _from_text(folder, asked, say=say)
+    with atomic_file(path) as file:
+        np.save(file, tokens)
+    return tokens
+
+
+def _saved_tokens(path: Path) -> Tokens:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        raise AwpError(
+            f"the checkpoint is damaged: {path} is not readable; start again without --resume"
+        ) from None
+
+
+def _sampled(folder: ModelFolder, asked: CalibrationRequest, *, say: Progress) -> Tokens:
+    from .sample import sample_windows
+
+    assert asked.samples is not None and asked.seq_len is not None
+    say(f"the model writes {asked.samples} x {asked.seq_len} tokens of calibration text")
+    return sample_windows(
+        folder, samples=asked.samples, seq_len=asked.seq_len, seed=asked.seed or 0,
+        on_tokens=lambda done, total: say(f"calibration text: {done} of {total} tokens a window"),
+    )  # fmt: skip
+
+
+def _from_text(folder: ModelFolder, asked: CalibrationRequest, *, say: Progress) -> Tokens:
+    from .text import token_windows
+    from .tokenizer import load_tokenizer
+
+    assert asked.samples is not None and asked.seq_len is not None
+    tokenizer = load_tokenizer(folder.path)
+    tokens = token_windows(
+        asked.source, tokenizer, samples=asked.samples, seq_len=asked.seq_len, seed=asked.seed
+    )
+    if len(tokens) < asked.samples:
+        say(
+            f"{asked.source} fills {len(tokens)} of the {asked.samples} windows asked for; going on with those"
+        )
+    return tokens

@@ -1,0 +1,107 @@
+"""Run a Hugging Face or compressed folder in torch, for evaluation and for the check after an export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..artifacts import CompressedModel, folder_kind
+from ..errors import AwpError
+from ..models import ModelFolder
+from .modules import whole_model
+from .stream import torch_threads
+from .tokenizer import load_tokenizer
+
+CHUNK_BYTES = 1 << 26
+
+
+class TorchModel:
+    """A causal language model that turns tokens into logits in float32; compressed layers are put in place dense.
+
+    Memory: every parameter in float32, and 64 MB of logits at a time.
+
+    Raises: AwpError for a folder that cannot be read or is not a causal language model.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        kind = folder_kind(path)
+        self._folder = _CompressedTensors(Path(path)) if kind == "compressed" else ModelFolder(path)
+        self._threads = threads
+        uniform = self._folder.layer_tensors if isinstance(self._folder, _CompressedTensors) else ()
+        self._model = whole_model(self._folder, uniform=uniform)
+        self._head = self._model.get_output_embeddings()
+        if self._head is None or not self._model.can_generate():
+            raise AwpError(
+                f"{path} holds {self._folder.architecture}, not a causal language model: it has no next-token logits"
+            )
+        self._plain_head = self._is_plain_head()
+        self._tokenizer: Any = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of logits per token."""
+        return int(self._head.weight.shape[0])
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the text's tokens, no special token added."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._folder.path)
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return tokens
+
+    def logits(self, window: NDArray[np.integer[Any]] | Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits of a window's tokens in order, (chunk, vocab_size) float32."""
+        tokens = torch.from_numpy(np.asarray(window, dtype=np.int64))[None]
+        chunk = max(1, CHUNK_BYTES // (4 * self.vocab_size))
+        with torch_threads(self._threads), torch.inference_mode():
+            hidden = self._model.base_model(input_ids=tokens)[0][0] if self._plain_head else None
+            whole = self._model(input_ids=tokens).logits[0] if hidden is None else None
+        for start in range(0, tokens.shape[1], chunk):
+            with torch_threads(self._threads), torch.inference_mode():
+                if hidden is not None:
+                    part = self._head(hidden[start : start + chunk])
+                else:
+                    assert whole is not None
+                    part = whole[start : start + chunk]
+                yield part.numpy()
+
+    def _is_plain_head(self) -> bool:
+        """Return whether the logits are the head's product and nothing more (some models scale or cap them)."""
+        tokens = torch.arange(4)[None]
+        with torch_threads(self._threads), torch.inference_mode():
+            plain = self._head(self._model.base_model(input_ids=tokens)[0])
+            return bool(torch.allclose(plain, self._model(input_ids=tokens).logits, rtol=1e-5, atol=1e-5))
+
+
+class _CompressedTensors:
+    """A compressed folder seen as the tensors of a Hugging Face folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._model = CompressedModel(path)
+        self.path, self.config = path, self._model.config
+        self.architecture = str(self._model.manifest["model"]["architecture"])
+        self._layers = {tensor: name for name, tensor in self._model.tensors.items()}
+
+    @property
+    def layer_tensors(self) -> frozenset[str]:
+        """Return the tensors that are compressed linears."""
+        return frozenset(self._layers)
+
+    def tensor_names(self) -> list[str]:
+        """List every tensor, sorted."""
+        return sorted([*self._layers, *self._model.rest_names()])
+
+    def tensor(self, name: str, *, finite: bool = False) -> NDArray[Any]:
+        """Return a tensor; a compressed linear's weight is (d_out, d_in)."""
+        array = self._layer(name) if name in self._layers else self._model.rest(name).widened()
+        if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise AwpError(f"{self.path}: {name} has NaN or infinite entries; the folder is damaged")
+        return array
+
+    def _layer(self, name: str) -> NDArray[np.float32]:
+        return self._model.layer(self._layers[name]).dense()

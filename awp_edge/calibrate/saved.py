@@ -1,0 +1,175 @@
+"""Gram matrices in a folder: written while a dense model is streamed, read again by later runs without a forward pass.
+
+manifest.json    model hash, calibration, every linear of every block, SHA-256 of the files; written last
+block-000.safetensors    C (d_in, d_in) float32 of every distinct input, by the name of its first linear
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifacts import Gram, LinearInfo
+from ..errors import AwpError
+from ..models import ModelFolder
+from ..storage import TensorFile, file_sha256, read_json, write_json, write_tensors, writing
+from .names import skipped_names
+
+SCHEMA_VERSION = 1
+KIND = "awp-edge statistics"
+MANIFEST_FILE = "manifest.json"
+Weights = Mapping[str, NDArray[np.float32]]
+
+
+class DenseStream(Protocol):
+    """The one-shot stream whose statistics are saved; it skips no linear."""
+
+    n_blocks: int
+    calibration: Mapping[str, Any]
+    n_tokens: int
+
+    def linears(self, block: int) -> Sequence[LinearInfo]: ...
+    def weight(self, name: str) -> NDArray[np.float32]: ...
+    def is_transposed(self, name: str) -> bool: ...
+    def statistics(self, block: int) -> Mapping[str, Gram]: ...
+    def advance(self, block: int, weights: Weights) -> None: ...
+
+
+def has_statistics(directory: Path) -> bool:
+    """Return whether a folder holds a complete set."""
+    return (directory / MANIFEST_FILE).is_file()
+
+
+class SavedStatistics:
+    """Read statistics from a folder instead of running the model.
+
+    Args:
+        folder: the model they were made from.
+        directory: the folder of statistics.
+        skip: shell patterns of linears to leave alone.
+        asked: entries of the calibration that must be equal, those that are None aside.
+
+    Raises: AwpError where the set is incomplete, damaged, of another version, another model or another calibration.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, directory: Path, *, skip: Sequence[str] = (),
+        asked: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self._folder, self._directory = folder, Path(directory)
+        self._manifest = _read_manifest(self._directory)
+        _require_equal(self._directory, "model hash", self._manifest["model_hash"], folder.hash())
+        self.calibration: Mapping[str, Any] = self._manifest["calibration"]
+        for key, value in (asked or {}).items():
+            if value is not None:
+                _require_equal(self._directory, key, self.calibration.get(key), value)
+        blocks = [[_info(entry) for entry in block] for block in self._manifest["linears"]]
+        skipped = skipped_names([info.name for block in blocks for info in block], skip)
+        self._blocks = [tuple(info for info in block if info.name not in skipped) for block in blocks]
+        self._transposed = frozenset(self._manifest["transposed"])
+        self.n_blocks = len(self._blocks)
+
+    def linears(self, block: int) -> Sequence[LinearInfo]:
+        """List the linears of a block that are not skipped."""
+        return self._blocks[block]
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """Read a linear's weight, (d_out, d_in) float32."""
+        weight = self._folder.tensor(f"{name}.weight", finite=True).astype(np.float32, copy=False)
+        return np.ascontiguousarray(weight.T) if name in self._transposed else weight
+
+    def statistics(self, block: int) -> Mapping[str, Gram]:
+        """Read the Gram matrices of a block. Raises: AwpError where its file is missing or has changed."""
+        path = self._directory / block_name(block)
+        if not path.is_file() or file_sha256(path) != self._manifest["files"].get(path.name):
+            state = "has changed" if path.is_file() else "is missing"
+            raise AwpError(f"{path} {state}; delete {self._directory} and calibrate again")
+        file = TensorFile(path)
+        return {name: Gram(file.tensor(name), self._manifest["n_tokens"]) for name in file.names()}
+
+    def advance(self, block: int, weights: Weights) -> None:
+        """Do nothing: the statistics of every block are there already."""
+
+
+class SavingStatistics:
+    """Pass on a dense stream's statistics and save them in a folder, the manifest after the last block."""
+
+    def __init__(
+        self, stream: DenseStream, folder: ModelFolder, directory: Path, *, skip: Sequence[str] = ()
+    ) -> None:
+        self._stream, self._folder, self._directory = stream, folder, Path(directory)
+        self.n_blocks, self.calibration = stream.n_blocks, stream.calibration
+        names = [info.name for block in range(self.n_blocks) for info in stream.linears(block)]
+        self._names, self._skipped = names, skipped_names(names, skip)
+        with writing(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+
+    def linears(self, block: int) -> Sequence[LinearInfo]:
+        """List the linears of a block that are not skipped."""
+        return tuple(info for info in self._stream.linears(block) if info.name not in self._skipped)
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """Read a linear's weight, (d_out, d_in) float32."""
+        return self._stream.weight(name)
+
+    def statistics(self, block: int) -> Mapping[str, Gram]:
+        """Compute, save and return the Gram matrices of a block."""
+        grams = self._stream.statistics(block)
+        matrices = {name: gram.matrix for name, gram in grams.items()}
+        write_tensors(self._directory / block_name(block), matrices)
+        return grams
+
+    def advance(self, block: int, weights: Weights) -> None:
+        """Go on to the next block; after the last one the set is complete."""
+        self._stream.advance(block, weights)
+        if block + 1 == self.n_blocks:
+            self._complete()
+
+    def _complete(self) -> None:
+        linears = [[_entry(info) for info in self._stream.linears(block)] for block in range(self.n_blocks)]
+        files = [self._directory / block_name(block) for block in range(self.n_blocks)]
+        manifest = {
+            "schema_version": SCHEMA_VERSION, "kind": KIND, "model_hash": self._folder.hash(),
+            "calibration": dict(self.calibration), "n_tokens": self._stream.n_tokens, "linears": linears,
+            "transposed": [name for name in self._names if self._stream.is_transposed(name)],
+            "files": {path.name: file_sha256(path) for path in files},
+        }  # fmt: skip
+        write_json(self._directory / MANIFEST_FILE, manifest)
+
+
+def block_name(block: int) -> str:
+    """Return the file of a block's statistics."""
+    return f"block-{block:03d}.safetensors"
+
+
+def _entry(info: LinearInfo) -> dict[str, Any]:
+    return {"name": info.name, "input": info.input, "shape": list(info.shape)}
+
+
+def _info(entry: Mapping[str, Any]) -> LinearInfo:
+    rows, columns = entry["shape"]
+    return LinearInfo(entry["name"], entry["input"], (rows, columns))
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST_FILE
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise AwpError(f"{path} does not describe statistics; give a folder that --statistics made")
+    version = manifest.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise AwpError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; calibrate again"
+        )
+    return manifest
+
+
+def _require_equal(directory: Path, what: str, saved: Any, asked: Any) -> None:
+    if saved != asked:
+        raise AwpError(
+            f"{directory} was made with {what} {saved}, not {asked}; give another --statistics folder"
+        )
