@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,39 +109,6 @@ def cut_windows(tokens: Tokens, *, seq_len: int, windows: int | None = None) -> 
         )
     n = n if windows is None else min(n, windows)
     return tokens[: n * seq_len].reshape(n, seq_len)
-
-
-def read_text(path: Path) -> str:
-    """Read a .txt file as it is, or the `text` fields of a .jsonl file joined with blank lines.
-
-    Raises:
-        AwpError: another ending, a file that cannot be read as UTF-8, a line without a text, nothing but white space.
-    """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise AwpError(f"{path} ends in {path.suffix or 'nothing'!r}: give a .txt or .jsonl file")
-    try:
-        content = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise AwpError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise AwpError(f"{path} is not UTF-8 at byte {error.start}: convert it first") from None
-    text = content if path.suffix == ".txt" else "\n\n".join(_jsonl_texts(path, content))
-    if not text.strip():
-        raise AwpError(f"{path} holds no text: give a file with some")
-    return text
-
-
-def _jsonl_texts(path: Path, content: str) -> Iterator[str]:
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise AwpError(f"{path}, line {number}: expected a JSON object with a string under 'text'")
-        yield text
 
 
 def log_softmax(logits: Logits) -> Logits:

@@ -178,7 +178,7 @@ def test_a_calibration_text_that_is_not_there(compress, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [("", "no text"), ("too short", "one window needs 64"), (None, "cannot read")]
+    ("content", "expected"), [("", "0 tokens"), ("too short", "one window needs 64"), (None, "cannot read")]
 )
 def test_evaluation_texts_that_will_not_do(model, tmp_path, content, expected):
     if content is not None:

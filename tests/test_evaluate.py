@@ -1,14 +1,12 @@
 """Perplexity, KL and agreement against plain formulas, on logits we choose."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from awp_edge.errors import AwpError
-from awp_edge.evaluate import cut_windows, evaluate, log_softmax, read_text
+from awp_edge.evaluate import cut_windows, evaluate, log_softmax
 
 VOCAB = 32
 
@@ -112,32 +110,3 @@ def test_a_model_that_answers_too_little_is_refused():
 
     with pytest.raises(AwpError, match="7 of 16 tokens"):
         evaluate(Short(np.zeros((VOCAB, VOCAB))), TEXT, seq_len=16)
-
-
-def test_text_files_are_read_as_they_are(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\n")
-    assert read_text(tmp_path / "a.txt") == "one\r\ntwo\n"
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("one", "two\u2028x")))
-    assert read_text(tmp_path / "a.jsonl") == "one\n\ntwo\u2028x"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b" \n\t", "holds no text"),
-        ("a.txt", b"\xff\xfe", "not UTF-8 at byte 0"),
-        ("a.csv", b"x", "ends in '.csv'"),
-        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', "line 2"),
-        ("a.jsonl", b'["x"]', "line 1"),
-        ("a.jsonl", b"", "holds no text"),
-    ],
-)
-def test_unusable_text_files(tmp_path: Path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(AwpError, match=message):
-        read_text(tmp_path / name)
-
-
-def test_a_missing_text_file(tmp_path):
-    with pytest.raises(AwpError, match="cannot read"):
-        read_text(tmp_path / "none.txt")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..calibrate.request import CalibrationRequest, open_statistics
 from ..errors import UsageError
 from ..methods import DEFAULT_METHOD, EFFORTS, METHODS, CompressSpec
 from ..options import CompressOptions
@@ -87,9 +88,11 @@ class SpecChoice(Options):
         typer.Option(metavar="S", help="Draw windows (or self text) by this seed; else the first ones."),
     ] = None
     one_shot: Annotated[
-        bool,
-        typer.Option("--one-shot/--sequential", help="Statistics of the dense, or the compressed, model."),
-    ] = False
+        bool | None,
+        typer.Option(
+            "--one-shot/--sequential", help="Statistics of the dense, or (default) the compressed, model."
+        ),
+    ] = None
     statistics: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save one-shot statistics here, and reuse them.")
     ] = None
@@ -118,6 +121,7 @@ class SpecChoice(Options):
             raise UsageError(f"--backend must be auto, numpy or native, got {self.backend!r}")
         if self.max_memory is not None and not self.max_memory > 0:
             raise UsageError(f"--max-memory must be positive, got {self.max_memory:g}")
+        asked = self.request()
         spec = CompressSpec(
             method=self.method,
             sparsity=self.sparsity,
@@ -131,23 +135,27 @@ class SpecChoice(Options):
             spec,
             auto_group_size=self.group_size == "auto",
             skip=tuple(self.skip or ()),
-            calibration=self._calibration(),
+            calibration={key: getattr(asked, key) for key in ("samples", "seq_len", "seed", "order")}
+            | {"source": Path(asked.source).name},
             backend=self.backend,
             threads=self.threads,
             max_memory_bytes=None if self.max_memory is None else int(self.max_memory * 1e9),
             resume=resume,
         )
 
-    def _calibration(self) -> dict[str, Any]:
-        """Return what was asked of the calibration, as plain JSON values."""
-        order = "one-shot" if self.one_shot or self.statistics is not None else "sequential"
-        return {
-            "source": self.calibration,
-            "samples": self.samples,
-            "seq_len": self.seq_len,
-            "seed": self.seed,
-            "order": order,
-        }
+    def request(self) -> CalibrationRequest:
+        """Return what the calibration is asked to do; saved statistics are one-shot ones."""
+        one_shot = self.statistics is not None if self.one_shot is None else self.one_shot
+        return CalibrationRequest(
+            source=self.calibration,
+            samples=self.samples,
+            seq_len=self.seq_len,
+            seed=self.seed,
+            order="one-shot" if one_shot else "sequential",
+            skip=tuple(self.skip or ()),
+            threads=self.threads,
+            statistics=self.statistics,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +229,7 @@ def compress(options: CompressChoice) -> Outcome:
 
 
 def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSummary:
-    from ..compress import Event, compress_model
+    from ..compress import Event, StatisticsSource, compress_model
     from ..models import ModelFolder
 
     folder = ModelFolder(options.model)
@@ -230,7 +238,12 @@ def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSumm
         def show(event: Event) -> None:
             advance(event.block, event.n_blocks, event.layer or event.message)
 
-        return compress_model(_open_source, folder, options.out, settled, progress=show)
+        def open_source(state: Path) -> StatisticsSource:
+            return open_statistics(
+                folder, options.request(), state, progress=lambda line: advance(0, 0, line)
+            )
+
+        return compress_model(open_source, folder, options.out, options=settled, progress=show)
 
 
 def _summary_lines(summary: CompressSummary, *, kind: str) -> list[str]:

@@ -45,7 +45,7 @@ def progress(title: str) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total, what: bar.update(
-            task, completed=done, total=total, description=f"{title}: {what}" if what else title
+            task, completed=done, total=total or None, description=f"{title}: {what}" if what else title
         )
 
 
@@ -58,8 +58,9 @@ def _plain(title: str) -> Advance:
         if now - shown < QUIET_SECONDS:
             return
         shown = now
+        count = f" {done}/{total}" if total else ""
         left = f", about {duration((now - start) / done * (total - done))} left" if done else ""
-        typer.echo(f"{title}: {what} {done}/{total}{left}", err=True)
+        typer.echo(f"{title}: {what}{count}{left}", err=True)
 
     return advance
 

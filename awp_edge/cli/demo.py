@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..checkpoint import machine
 from ..evaluate import evaluate
+from ..record import machine
 from ..storage import read_json, write_json
 from .command import Options, Outcome
 from .compression import CompressChoice, FetchChoice, compress, default_cache, fetch

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from ..artifacts import folder_kind
+from ..calibrate.text import read_text
 from ..errors import AwpError
-from ..evaluate import DEFAULT_SEQ_LEN, Evaluation, LogitsSource, evaluate, read_text
+from ..evaluate import DEFAULT_SEQ_LEN, Evaluation, LogitsSource, evaluate
 from ..storage import write_json
 from .command import Options, Outcome
 from .console import facts, progress
@@ -88,9 +89,9 @@ def open_source(folder: Path, *, threads: int | None = None) -> LogitsSource:
         from ..export.runtime import EdgeModel
 
         return EdgeModel(folder, threads=threads)
-    from ..calibrate.runner import load
+    from ..calibrate.runner import TorchModel
 
-    return load(folder, threads=threads)
+    return TorchModel(folder, threads=threads)
 
 
 def _evaluation_lines(measured: Evaluation) -> list[str]:
