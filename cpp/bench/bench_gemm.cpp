@@ -59,8 +59,9 @@ double best_seconds(double budget, const std::function<void()>& run) {
 }
 
 void report(const char* what, const char* type, const std::string& shape, const Options& options, double gflops) {
-  std::printf("{\"what\": \"%s\", \"type\": \"%s\", \"shape\": \"%s\", \"threads\": %d, \"gflops\": %.1f}\n", what, type,
+  std::printf(R"({"what": "%s", "type": "%s", "shape": "%s", "threads": %d, "gflops": %.1f})", what, type,
               shape.c_str(), options.threads, gflops);
+  std::printf("\n");
   std::fflush(stdout);
 }
 
@@ -85,7 +86,8 @@ template <class T> void bench_gram(const Options& options, Index n, Index d) {
   std::vector<double> gram(static_cast<std::size_t>(d * d));
   const double seconds = best_seconds(options.seconds, [&] {
     awp::PackedMatrix<T> packed(n, d);
-    for_tiles(options.threads, packed.panels(), [&](Index panel, auto&) { packed.pack(x.data(), d, panel, panel + 1); });
+    for_tiles(options.threads, packed.panels(),
+              [&](Index panel, auto&) { packed.pack(x.data(), d, panel, panel + 1); });
     for_tiles(options.threads, awp::gram_tiles<T>(d),
               [&](Index tile, auto& workspace) { awp::gram_tile(packed, tile, gram.data(), workspace); });
   });

@@ -8,8 +8,8 @@
 
 namespace awp {
 
-// Distance between rows of packed A: not a multiple of 4 KB or of a power-of-two number of cache lines, so that the rows
-// a kernel reads together fall into different cache sets (rows of 4096 floats would not).
+// Distance between rows of packed A: not a multiple of 4 KB or of a power-of-two number of cache lines, so that the
+// rows a kernel reads together fall into different cache sets (rows of 4096 floats would not).
 template <class Kernel> constexpr Index kRowStride = Kernel::kDepthBlock + 16;
 // Panels multiplied before the next slice of A: their part of the output (192 rows x 480 floats) stays in L2.
 constexpr Index kPanelGroup = 10;
@@ -80,7 +80,8 @@ void multiply_slice(const typename Kernel::Operand* a, Index m, Slice<typename K
   const auto* next = static_cast<const char*>(ahead.data);
   for (Index row = 0; row < m; row += rows, out.data += rows * out.stride, next += ahead.step * Kernel::kDepthBlock) {
     out.rows = std::min(rows, m - row);
-    Kernel::template run<kRowStride<Kernel>>({a + row * kRowStride<Kernel>, 1}, b, length, width, out, {next, ahead.step});
+    const auto* rows_of_a = a + row * kRowStride<Kernel>;
+    Kernel::template run<kRowStride<Kernel>>({rows_of_a, 1}, b, length, width, out, {next, ahead.step});
   }
 }
 
@@ -96,12 +97,12 @@ void multiply_packed(const typename Kernel::Operand* a, Index m, const typename 
     const Index group_end = std::min(group + kPanelGroup, layout.panels());
     for (Index start = 0; start < depth; start += Kernel::kDepthBlock) {
       const Index length = std::min(Kernel::kDepthBlock, depth - start);
+      const auto* block = a + start / Kernel::kDepthBlock * padded_rows * kRowStride<Kernel>;
       for (Index panel = group; panel < group_end; ++panel) {
         const auto* slice = layout.slice(b, panel, start);
         const auto* next = panel + 1 < group_end ? layout.slice(b, panel + 1, start)
                                                  : layout.slice(b, group, start + length);
-        multiply_slice<Kernel>(a + start / Kernel::kDepthBlock * padded_rows * kRowStride<Kernel>, m, {slice, layout.width(panel)},
-                               length, {next, share},
+        multiply_slice<Kernel>(block, m, {slice, layout.width(panel)}, length, {next, share},
                                {out + panel * Kernel::kPanel, ldo, 0, layout.columns(panel), start > 0});
       }
     }
@@ -112,7 +113,8 @@ template <class Kernel>
 void multiply_rows(const typename Kernel::Source* a, Index m, Index lda, const typename Kernel::Operand* b,
                    const PanelLayout<Kernel>& layout, typename Kernel::Sum* out, Index ldo, Workspace& workspace) {
   using Operand = typename Kernel::Operand;
-  const Index size = ceil_div(layout.depth(), Kernel::kDepthBlock) * round_up(m, Kernel::kBlockRows) * kRowStride<Kernel>;
+  const Index blocks = ceil_div(layout.depth(), Kernel::kDepthBlock);
+  const Index size = blocks * round_up(m, Kernel::kBlockRows) * kRowStride<Kernel>;
   auto* rows = static_cast<Operand*>(workspace.reserve(static_cast<std::size_t>(size) * sizeof(Operand)));
   pack_rows<Kernel>(a, m, lda, layout, rows);
   multiply_packed<Kernel>(rows, m, b, layout, out, ldo);
