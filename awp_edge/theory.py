@@ -1,0 +1,75 @@
+"""The proved bounds as functions; imported by tests and reports only. Each names the proof it comes from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .problem import Array
+
+
+def unit_roundoff(dtype: np.dtype[np.floating]) -> float:
+    """Return u, the largest relative error of one rounded operation."""
+    return float(np.finfo(dtype).eps) / 2
+
+
+def projection_distance(z: Array, kept_gain: float) -> float:
+    """Return ||Z - P(Z)||_F^2 = ||Z||_F^2 - (total gain of the best support), for support x values (T01 b)."""
+    return float(np.sum(z.astype(np.float64) ** 2)) - kept_gain
+
+
+def projection_slack(z: Array) -> float:
+    """Return 20 u ||Z||_F^2: a computed projection's squared distance exceeds the optimum by no more (T01 e)."""
+    return 20 * unit_roundoff(z.dtype) * float(np.sum(z.astype(np.float64) ** 2))
+
+
+def low_rank_distance(singular_values: Array, rank: int) -> float:
+    """Return min ||A - B||_F^2 over rank(B) <= r: sum_{i > r} sigma_i^2, sigma descending (T01 d)."""
+    return float(np.sum(singular_values[rank:] ** 2))
+
+
+def exact_decrease(moved: Array, gram: Array, *, step: float) -> float:
+    """Return 1/2 (||D||_F^2 / eta - tr(D C D^T)): f falls at least this much in the step D, for any eta (T02 a)."""
+    return 0.5 * (float(np.sum(moved * moved)) / step - float(np.sum((moved @ gram) * moved)))
+
+
+def sufficient_decrease(moved: Array, *, step: float, lipschitz: float) -> float:
+    """Return 1/2 (1/eta - L) ||D||_F^2: f falls at least this much in the step D (T02 b)."""
+    return 0.5 * (1 / step - lipschitz) * float(np.sum(moved * moved))
+
+
+def smallest_move(gap: float, *, step: float, lipschitz: float, n_steps: int) -> float:
+    """Return 2 (f_0 - inf f) / (T (1/eta - L)): some ||Theta(t+1) - Theta(t)||_F^2 of T steps is no larger (T02 c).
+
+    Raises:
+        ValueError: eta >= 1/L, where nothing is promised (T03).
+    """
+    if step * lipschitz >= 1:
+        raise ValueError(f"a step of {step:.4g} is not below 1/L = {1 / lipschitz:.4g}: nothing is promised")
+    return 2 * gap / (n_steps * (1 / step - lipschitz))
+
+
+def stable_rank(gram: Array) -> float:
+    """Return ||C||_F^2 / lambda_max(C)^2, between 1 and d; infinity for C = 0 (T03 c)."""
+    largest = float(np.linalg.eigvalsh(gram)[-1])
+    return float(np.sum(gram * gram)) / largest**2 if largest > 0 else float("inf")
+
+
+def relative_step(gram: Array, *, numerator: float = 2.0) -> float:
+    """Return eta L for the step eta = numerator / ||C||_F: numerator / sqrt(stable rank) (T03 c).
+
+    Below 1 the step is covered by T02; the paper's numerators are 2 for pruning and 1.5 for quantization.
+    """
+    return numerator / float(np.sqrt(stable_rank(gram)))
+
+
+def low_rank_optimum(weight: Array, gram: Array, rank: int) -> float:
+    """Return min f over rank(Theta) <= r: 1/2 sum_{i > r} sigma_i(W S)^2 with C = S S^T, in float64 (T09 a)."""
+    values, vectors = np.linalg.eigh(gram.astype(np.float64))
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    singular = np.linalg.svd(weight.astype(np.float64) @ root, compute_uv=False)
+    return 0.5 * low_rank_distance(singular, rank)
+
+
+def junction_parameters(shape: tuple[int, int], rank: int) -> int:
+    """Return how many numbers a rank-r weight needs in junction form: r (d_out + d_in - r) (T09 d)."""
+    return rank * (sum(shape) - rank)
