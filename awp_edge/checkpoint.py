@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -160,29 +159,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _shown(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:16]}..."
-
-
-def process_peak_bytes() -> int:
-    """Return the peak resident memory of this process in bytes."""
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine in plain JSON values."""
-    import platform
-
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
-        model = next(lines, f":{model}").split(":", 1)[1].strip()
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }

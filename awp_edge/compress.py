@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,34 +14,31 @@ from numpy.typing import NDArray
 
 from . import __version__
 from .artifacts import (
-    KIND,
     LOG_FILE,
     MANIFEST_FILE,
     REPORT_FILE,
     REST_FILE,
-    SCHEMA_VERSION,
     CompressedLayer,
     Gram,
     LinearInfo,
     block_file,
     write_block,
-)  # fmt: skip
+)
 from .checkpoint import (
     State,
     Workspace,
     finished_manifest,
-    machine,
     open_workspace,
     partial_of,
-    process_peak_bytes,
     require_same,
-)  # fmt: skip
+)
 from .errors import AwpError
 from .methods import CompressSpec, compress_layer
-from .models import SOURCE_FILE, ModelFolder, copy_companions
+from .models import ModelFolder, copy_companions
 from .options import CompressOptions, fit_spec
 from .plan import require_memory
 from .problem import half_inner, ratio
+from .record import CompressSummary, Event, Progress, manifest_of, report_of, summary_of
 from .storage import file_sha256, read_json, write_json, write_tensor_stream, writing
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -71,50 +68,13 @@ class StatisticsSource(Protocol):
 SourceFactory = Callable[[Path], StatisticsSource]
 
 
-@dataclass(frozen=True)
-class Event:
-    """Tell a listener what just happened: `message` for a log line, the numbers for a progress bar.
-
-    block: blocks finished.  layer, relative_error: of the layer just done.  elapsed_s, remaining_s: of the whole run.
-    """
-
-    message: str
-    block: int = 0
-    n_blocks: int = 0
-    layer: str | None = None
-    relative_error: float | None = None
-    elapsed_s: float = 0.0
-    remaining_s: float | None = None
-
-
-Progress = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class CompressSummary:
-    """Return what a run did; `layers` holds name, relative_error, iterations and seconds of every layer."""
-
-    out: Path
-    mean_relative_error: float
-    bits_per_weight: float
-    sparsity: float
-    seconds: float
-    solve_seconds: float
-    peak_memory_bytes: int
-    layers: tuple[Mapping[str, Any], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**asdict(self), "out": str(self.out), "layers": [dict(layer) for layer in self.layers]}
-
-
 class Interrupted(AwpError):
     """Report a run stopped by the user; the finished blocks are kept."""
 
 
 def compress_model(
-    open_source: SourceFactory, folder: ModelFolder, out: str | Path, options: CompressOptions,
-    *, progress: Progress | None = None,
+    open_source: SourceFactory, folder: ModelFolder, out: str | Path, *, options: CompressOptions,
+    progress: Progress | None = None,
 ) -> CompressSummary:  # fmt: skip
     """Compress every linear of the block stack into the folder OUT, which appears by rename when it is complete.
 
@@ -129,7 +89,8 @@ def compress_model(
     if done is not None:
         return done
     with open_workspace(target, resume=options.resume) as (workspace, has_state):
-        run = _Run(workspace, folder, options, request, progress or (lambda event: None))
+        listener = progress or (lambda event: None)
+        run = _Run(workspace, folder, options=options, request=request, listener=listener)
         return run.go(open_source, has_state=has_state)
 
 
@@ -164,7 +125,7 @@ def _already_done(
                 workspace.publish()
         if progress:
             progress(Event(f"{out} is complete already"))
-        return _summary(out, manifest, read_json(out / REPORT_FILE))
+        return summary_of(out, manifest, read_json(out / REPORT_FILE))
     return None
 
 
@@ -172,7 +133,7 @@ class _Run:
     """One process's share of a run: what it reads and writes, its state, and the listener it talks to."""
 
     def __init__(
-        self, workspace: Workspace, folder: ModelFolder, options: CompressOptions, request: dict[str, Any],
+        self, workspace: Workspace, folder: ModelFolder, *, options: CompressOptions, request: dict[str, Any],
         listener: Progress,
     ) -> None:  # fmt: skip
         self._workspace, self._folder, self._options = workspace, folder, options
@@ -292,23 +253,15 @@ class _Run:
         write_tensor_stream(partial / REST_FILE, shapes, self._folder.stored, metadata={"format": "pt"})
         copy_companions(self._folder.path, partial)
         files = {**self._state.files, REST_FILE: file_sha256(partial / REST_FILE)}
-        manifest = _manifest(replace(self._state, files=files), self._folder)
+        manifest = manifest_of(replace(self._state, files=files), self._folder)
         self._spend("writing", started)
-        report = self._report()
+        report = report_of(replace(self._state, files=files), self._options, seconds=self._elapsed_s())
         write_json(partial / REPORT_FILE, report)
         self._say(f"done: mean relative error {manifest['mean_relative_error']:.5f}, "
                   f"{manifest['bits_per_weight']:.3f} bits a weight")  # fmt: skip
         write_json(partial / MANIFEST_FILE, manifest)
         self._workspace.publish()
-        return _summary(self._workspace.out, manifest, report)
-
-    def _report(self) -> dict[str, Any]:
-        stages = {name: seconds for name, seconds in self._state.seconds.items() if name != "total"}
-        return {
-            "seconds": self._elapsed_s(), "stages": stages, "runs": self._state.runs, "machine": machine(),
-            "peak_memory_bytes": process_peak_bytes(), "threads": self._options.threads,
-            "layers": {layer["name"]: layer["seconds"] for layer in self._state.layers},
-        }  # fmt: skip
+        return summary_of(self._workspace.out, manifest, report)
 
     def _elapsed_s(self) -> float:
         return float(self._earlier.seconds.get("total", 0.0)) + time.perf_counter() - self._start
@@ -366,40 +319,3 @@ def compress_linear(
         "sparsity": layer.sparsity(), "bits_per_weight": layer.bits_per_weight(),
     }  # fmt: skip
     return layer, record
-
-
-def _manifest(state: State, folder: ModelFolder) -> dict[str, Any]:
-    layers = [{key: value for key, value in layer.items() if key != "seconds"} for layer in state.layers]
-    sizes = np.array([layer["shape"][0] * layer["shape"][1] for layer in layers], dtype=np.float64)
-    weighted = {
-        key: float(np.average([layer[key] for layer in layers], weights=sizes))
-        for key in ("bits_per_weight", "sparsity")
-    }
-    source = folder.path / SOURCE_FILE
-    about = read_json(source) if source.is_file() else {}
-    model = {"hash": folder.hash(), "architecture": folder.architecture, "dtype": folder.storage_dtype(),
-             "weights": about.get("weights", "as in the model folder")}  # fmt: skip
-    return {
-        "schema_version": SCHEMA_VERSION, "kind": KIND, "model": model, "request": state.request,
-        "calibration": state.calibration, "spec": state.spec, "versions": state.request["versions"],
-        "mean_relative_error": float(np.mean([layer["relative_error"] for layer in layers])), **weighted,
-        "layers": layers, "files": dict(sorted(state.files.items())),
-    }  # fmt: skip
-
-
-def _summary(out: Path, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> CompressSummary:
-    keys = ("name", "relative_error", "iterations")
-    layers = tuple(
-        {**{key: layer[key] for key in keys}, "seconds": report["layers"][layer["name"]]}
-        for layer in manifest["layers"]
-    )
-    return CompressSummary(
-        out=out,
-        mean_relative_error=manifest["mean_relative_error"],
-        bits_per_weight=manifest["bits_per_weight"],
-        sparsity=manifest["sparsity"],
-        seconds=report["seconds"],
-        solve_seconds=report["stages"].get("solve", 0.0),
-        peak_memory_bytes=report["peak_memory_bytes"],
-        layers=layers,
-    )

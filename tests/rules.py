@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"solvers", "baselines", "backend", "native", "theory"}),
     frozenset({"methods", "artifacts", "models", "fetching", "gguf_folder"}),
     frozenset({"options", "checkpoint"}),
-    frozenset({"plan", "evaluate", "report", "calibrate"}),
+    frozenset({"plan", "record", "evaluate", "report", "calibrate"}),
     frozenset({"compress", "export"}),
     frozenset({"cli"}),
 )

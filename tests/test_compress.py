@@ -16,13 +16,14 @@ import toy_stack
 from safetensors.numpy import load_file, save_file
 
 from awp_edge.artifacts import CompressedModel, LinearInfo
-from awp_edge.compress import CompressSummary, Event, Interrupted, Progress, compress_model
+from awp_edge.compress import Interrupted, compress_model
 from awp_edge.errors import AwpError, UsageError
 from awp_edge.methods import CompressSpec, compress_layer
 from awp_edge.models import ModelFolder
 from awp_edge.options import CompressOptions, fit_spec
 from awp_edge.plan import peak_memory_bytes
 from awp_edge.problem import Problem
+from awp_edge.record import CompressSummary, Event, Progress
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def run(
 ) -> CompressSummary:
     folder = ModelFolder(model)
     return compress_model(
-        lambda state: toy_stack.ToySource(folder, state), folder, out, options, progress=progress
+        lambda state: toy_stack.ToySource(folder, state), folder, out, options=options, progress=progress
     )
 
 

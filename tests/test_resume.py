@@ -19,7 +19,7 @@ import toy_stack
 from awp_edge.errors import AwpError
 
 PROGRAM = Path(toy_stack.__file__)
-SPEC = {"sparsity": 0.5, "bits": 4, "group_size": 32}
+SPEC = {"method": "wanda", "sparsity": 0.5, "bits": 4, "group_size": 32}
 
 
 def launch(

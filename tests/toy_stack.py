@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from awp_edge.artifacts import Gram, LinearInfo
-from awp_edge.compress import CompressSummary, compress_model
+from awp_edge.compress import compress_model
 from awp_edge.errors import AwpError
 from awp_edge.methods import CompressSpec
 from awp_edge.models import ModelFolder
 from awp_edge.options import CompressOptions
+from awp_edge.record import CompressSummary
 from awp_edge.storage import StoredTensor, atomic_file, write_json, write_tensors
 
 WIDTH, INNER, TOKENS = 64, 128, 192
@@ -119,7 +120,9 @@ def compress(
     """Compress a toy folder with the options of a `CompressSpec`."""
     folder = ModelFolder(model)
     options = CompressOptions(CompressSpec(**spec), backend="numpy", resume=resume)
-    return compress_model(lambda state: ToySource(folder, state, pause_s=pause_s), folder, out, options)
+    return compress_model(
+        lambda state: ToySource(folder, state, pause_s=pause_s), folder, out, options=options
+    )
 
 
 if __name__ == "__main__":
