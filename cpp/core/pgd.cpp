@@ -175,7 +175,7 @@ PgdRun pgd(const LayerProblem<T>& problem, View<const T> start, const SparseSet<
       iterates.best = iterates.current;
     }
     const bool flat = feasible && residual < options.tol, stuck = settled && t > options.ramp;
-    const bool finite = std::isfinite(objective);
+    const bool finite = std::isfinite(static_cast<T>(objective));  // as far as the reference, which multiplies in T
     if (!finite) run.reason = StopReason::diverged;
     else if (flat && exact) run.reason = StopReason::gradient;
     else if (stuck) run.reason = StopReason::fixed_point;

@@ -122,8 +122,16 @@ struct Lanes {
   std::size_t begin(std::size_t lane) const { return lane / per_row * row_stride + lane % per_row * step; }
 };
 
-template <class K> constexpr std::size_t kWidth = 64 / sizeof(K);
-template <class K> struct Register { typedef K type __attribute__((vector_size(64))); };
+#if defined(__AVX512F__)
+constexpr std::size_t kRegister = 64;
+#elif defined(__AVX2__)
+constexpr std::size_t kRegister = 32;
+#else
+constexpr std::size_t kRegister = 16;
+#endif
+template <class K> constexpr std::size_t kWidth = kRegister / sizeof(K);
+template <class K> struct Register { typedef K type __attribute__((vector_size(kRegister))); };
+constexpr std::size_t kCountRanks = 8;  // up to this length comparing all pairs beats bisection
 
 // The k-th largest key of every lane by bisection, all lanes at once; counts of keys >= it.
 template <class K, class V>
@@ -152,11 +160,32 @@ void lane_thresholds(const V* keys, std::size_t length, K k, V& threshold, V& ab
   above = count;
 }
 
+// Replaces every key by -1 where it is among the k largest of its lane, else 0.
+template <class K, class V> void keep_by_rank(V* keys, std::size_t length, K k) {
+  V kept[kCountRanks];
+  for (std::size_t i = 0; i < length; ++i) {
+    V rank{};
+    for (std::size_t j = 0; j < length; ++j) rank -= j < i ? keys[j] >= keys[i] : keys[j] > keys[i];
+    kept[i] = rank < k;
+  }
+  for (std::size_t i = 0; i < length; ++i) keys[i] = kept[i];
+}
+
+template <class K, class V> void keep_by_threshold(V* keys, std::size_t length, K k) {
+  V threshold, extra;
+  lane_thresholds<K>(keys, length, k, threshold, extra);
+  extra -= k;
+  for (std::size_t i = length; i-- > 0;) {  // ties: the last ones go
+    const V dropped = (keys[i] == threshold) & (extra > 0);
+    extra += dropped;
+    keys[i] = (keys[i] >= threshold) & ~dropped;
+  }
+}
+
 template <class T>
 void select_register(const T* gain, std::uint8_t* mask, const Lanes& lanes, std::size_t first, std::size_t k,
                      typename Register<Key<T>>::type* keys) {
   using K = Key<T>;
-  using V = typename Register<K>::type;
   constexpr std::size_t width = kWidth<K>;
   std::size_t begin[width];
   // Lanes past the end repeat the last one: they write the same mask again.
@@ -166,15 +195,10 @@ void select_register(const T* gain, std::uint8_t* mask, const Lanes& lanes, std:
     for (std::size_t l = 0; l < width; ++l) row[l] = to_key(gain[begin[l] + i * lanes.stride]);
     std::memcpy(&keys[i], row, sizeof row);
   }
-  V threshold, above;
-  lane_thresholds<K>(keys, lanes.length, static_cast<K>(k), threshold, above);
-  V extra = above - static_cast<K>(k);
-  for (std::size_t i = lanes.length; i-- > 0;) {
-    const V dropped = (keys[i] == threshold) & (extra > 0);
-    extra += dropped;
-    const V kept = (keys[i] >= threshold) & ~dropped;
-    for (std::size_t l = 0; l < width; ++l) mask[begin[l] + i * lanes.stride] = kept[l] != 0;
-  }
+  if (lanes.length <= kCountRanks) keep_by_rank<K>(keys, lanes.length, static_cast<K>(k));
+  else keep_by_threshold<K>(keys, lanes.length, static_cast<K>(k));
+  for (std::size_t i = 0; i < lanes.length; ++i)
+    for (std::size_t l = 0; l < width; ++l) mask[begin[l] + i * lanes.stride] = keys[i][l] != 0;
 }
 
 template <class T> void select_lanes(View<const T> gain, Mask mask, const Lanes& lanes, std::size_t k) {
