@@ -231,8 +231,11 @@ def compress(options: CompressChoice) -> Outcome:
 def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSummary:
     from ..compress import Event, StatisticsSource, compress_model
     from ..models import ModelFolder
+    from ..plan import require_fit
 
     folder = ModelFolder(options.model)
+    if options.statistics is None:
+        require_fit(folder, settled)  # before the model writes text for minutes
     with progress("compressing") as advance:
 
         def show(event: Event) -> None:
