@@ -204,6 +204,11 @@ class CompressedModel:
             raise AwpError(f"{self.path} has no compressed layer {name}; see its manifest.json")
         return read_layer(self._files[self._blocks[name]], name)
 
+    def parts(self, name: str) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of each stored part of a linear ("codes", "scales", "left", ...) without reading it."""
+        file, prefix = self._files[self._blocks[name]], f"{name}."
+        return {n.removeprefix(prefix): file.shape(n) for n in file.names() if n.startswith(prefix)}
+
     def rest_names(self) -> list[str]:
         """List the tensors that were not compressed."""
         return self._rest.names()

@@ -19,9 +19,11 @@ from .passes.pack import packed_name
 Floats = NDArray[np.float32]
 
 #: Words whose first tokens are the window of the check; any text does, real words are what models are made for.
-SAMPLE = ("The river runs from the mountains to the sea, past villages, farms and old stone bridges. In spring the "
-          "snow melts and the water rises; children count the boats and their parents mend the nets. A traveller who "
-          "asked how far it was to the coast was told: two days on foot, one day on horseback, half a day by boat.")  # fmt: skip
+SAMPLE = (
+    "The river runs from the mountains to the sea, past villages, farms and old stone bridges. In spring the snow "
+    "melts and the water rises; children count the boats and their parents mend the nets. A traveller who asked "
+    "how far it was to the coast was told: two days on foot, one day on horseback, half a day by boat."
+)
 WINDOW = 64
 
 
@@ -107,6 +109,7 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 def tolerated_kl(accuracy_level: int, head: str) -> float:
     """Return the largest KL divergence to the compressed model that an export may have, nats a token.
 
-    Float32 in another order of summation stays below 1e-6; each approximation that was asked for adds its own.
+    A gross error of an operator costs whole nats; each approximation that was asked for adds its allowance. Measured
+    on SmolLM2-135M with 4-bit layers: float32 3e-11, int8 head 4e-4, level 4 with it 7e-3, level 4 with int4 head 0.09.
     """
-    return 1e-4 + {"fp32": 0.0, "int8": 1e-2, "int4": 0.5}[head] + (0.25 if accuracy_level == 4 else 0.0)
+    return 1e-5 + {"fp32": 0.0, "int8": 1e-2, "int4": 0.5}[head] + (0.25 if accuracy_level == 4 else 0.0)

@@ -11,6 +11,8 @@ from ..models import WEIGHTS_FILE, copy_companions
 from ..storage import StoredTensor, write_json, write_tensor_stream
 from .source import Source
 
+#: Model types whose linears keep their weight as (d_in, d_out).
+_TRANSPOSED = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONFIG_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -23,15 +25,17 @@ def write_hf(source: Source, out: Path, *, dtype: str | None = None) -> str:
         dtype: "F32", "F16" or "BF16"; None: that of the model where it holds every weight exactly, else "F32".
     """
     dtype = dtype or exact_dtype(source)
+    turn = source.config.get("model_type") in _TRANSPOSED
     layers = {source.tensor_name(name): name for name in source.layers}
-    shapes = {tensor: (dtype, source.shape(name)) for tensor, name in layers.items()}
+    shapes = {tensor: (dtype, source.shape(name)[:: -1 if turn else 1]) for tensor, name in layers.items()}
     for name in source.rest_names():
         kept = source.rest_dtype(name)
         shapes[name] = (dtype if kept in _CONFIG_NAMES else kept, source.rest_shape(name))
 
     def read(tensor: str) -> StoredTensor:
         if tensor in layers:
-            return narrowed(source.dense(layers[tensor]), dtype)
+            weight = source.dense(layers[tensor])
+            return narrowed(np.ascontiguousarray(weight.T) if turn else weight, dtype)
         stored = source.rest(tensor)
         return narrowed(stored.widened(), dtype) if stored.dtype in _CONFIG_NAMES else stored
 

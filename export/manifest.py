@@ -27,6 +27,11 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     write_json(folder / MANIFEST_FILE, {**facts, **head})
 
 
+def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Add what became known after the files were written."""
+    write_json(folder / MANIFEST_FILE, {**read_json(folder / MANIFEST_FILE), **facts})
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read and check manifest.json; every file must be there with its size.
 

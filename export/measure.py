@@ -68,4 +68,5 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(measure(json.loads(sys.argv[1]))) + "\n")
+    asked = json.loads(sys.argv[1])
+    Path(asked["result"]).write_text(json.dumps(measure(asked)))

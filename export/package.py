@@ -1,4 +1,4 @@
-"""Write an edge folder from a compressed one: graph, tokenizer, runtime configuration, manifest, and proof that it runs."""
+"""Write an edge folder from a compressed one: graph, tokenizer, configuration, manifest, and proof that it runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 import onnx_ir as ir
 
 from ..errors import AwpError, UsageError
+from ..models import TOKENIZER_FILES
 from ..storage import writing
 from . import check, graph
 from .assemble import write_graph
 from .head import HEADS
 from .hf import write_hf
-from .manifest import write_manifest
+from .manifest import add_facts, write_manifest
 from .runtime import EdgeModel
 from .source import Source
 
@@ -98,13 +99,14 @@ def export_model(compressed: str | Path, out: str | Path, options: ExportOptions
     options = _resolve(options or ExportOptions(), source)
     if options.format == "genai":
         _refuse_unsupported(source)
+        source.check_groups()
     with _partial_folder(target) as partial:
         if options.format == "hf":
             say("writing the Hugging Face folder")
             write_hf(source, partial)
             summary = ExportSummary(target, options, _folder_bytes(partial))
         else:
-            summary = _export_genai(source, partial, options, say)
+            summary = _export_genai(source, partial, options=options, say=say)
     return replace(summary, folder=target)
 
 
@@ -132,6 +134,10 @@ def _resolve(options: ExportOptions, source: Source) -> ExportOptions:
 
 def _refuse_unsupported(source: Source) -> None:
     name = source.architecture
+    if not any((source.path / file).is_file() for file in TOKENIZER_FILES):
+        raise AwpError(
+            f"{source.path} has no tokenizer files; copy those of the model into it or use --format hf"
+        )
     known = graph.known_architectures()
     if known and name in known and name.endswith("ForCausalLM"):
         return
@@ -158,39 +164,30 @@ def _partial_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _export_genai(source: Source, partial: Path, options: ExportOptions, say: Progress) -> ExportSummary:
+def _export_genai(source: Source, partial: Path, *, options: ExportOptions, say: Progress) -> ExportSummary:
     work = partial / "work"
-    written = write_graph(
-        source,
-        partial,
-        work,
-        head=str(options.lm_head),
-        accuracy_level=int(options.accuracy_level or 0),
-        say=say,
-    )
+    level, head = int(options.accuracy_level or 0), str(options.lm_head)
+    work = partial / "work"
+    written = write_graph(source, partial, work, head=head, accuracy_level=level, say=say)
     say("reading every weight back")
     weights = check.check_weights(partial, written.matches, written.dense)
     shutil.rmtree(work)
-    facts = {
-        "source": _provenance(source),
-        "options": asdict(options),
-        "opset": _opsets(partial),
-        "weights": asdict(weights),
-    }
-    write_manifest(partial, facts)
+    facts = {"source": _provenance(source), "options": asdict(options), "opset": _opsets(partial)}
+    write_manifest(partial, {**facts, "weights": asdict(weights)})
     say("comparing logits with the compressed model in torch")
-    agreement = _compare(source, partial)
-    limit = check.tolerated_kl(int(options.accuracy_level or 0), str(options.lm_head))
+    agreement, limit = _compare(source, partial), check.tolerated_kl(level, head)
     if not agreement.kl <= limit:
-        raise AwpError(f"the exported model's logits are off: KL {agreement.kl:.3g} nats a token, at most {limit:.3g} allowed; "
-                       "the output was removed, try --accuracy-level 0 or --lm-head fp32")  # fmt: skip
-    write_manifest(partial, {**facts, "agreement": asdict(agreement)})
+        raise AwpError(
+            f"the exported model's logits are off: KL {agreement.kl:.3g} nats a token, at most {limit:.3g} allowed; "
+            "nothing was written: try --accuracy-level 0 or --lm-head fp32"
+        )
+    add_facts(partial, {"agreement": asdict(agreement), "tolerated_kl": limit})
     return ExportSummary(partial, options, _folder_bytes(partial), weights, agreement, limit)
 
 
 def _compare(source: Source, folder: Path) -> check.Agreement:
     """Compare the written folder in ONNX Runtime with the model in torch over one short window."""
-    from ..calibrate.runner import TorchModel  # the only place where torch is loaded, for this check alone
+    from ..calibrate.runner import TorchModel  # torch is loaded for this check alone
 
     edge, reference = EdgeModel(folder), TorchModel(source.path)
     tokens = edge.encode(check.SAMPLE)[: min(check.WINDOW, edge.context_length)]

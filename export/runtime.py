@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -147,13 +148,19 @@ class EdgeModel:
             "tokens": tokens,
             "repeats": repeats,
         }
-        request = json.dumps({"folder": str(self.folder.resolve()), "vocab_size": self.vocab_size, **sizes})
-        command = [sys.executable, "-m", f"{__package__}.measure", request]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise AwpError(f"onnxruntime-genai could not run {self.folder}: {last[:300]}")
-        return {**json.loads(done.stdout.splitlines()[-1]), **sizes, "bytes": self.n_bytes}
+        with tempfile.TemporaryDirectory() as scratch:
+            result = Path(scratch) / "result.json"
+            asked = {
+                "folder": str(self.folder.resolve()),
+                "vocab_size": self.vocab_size,
+                "result": str(result),
+            }
+            command = [sys.executable, "-m", f"{__package__}.measure", json.dumps({**asked, **sizes})]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode or not result.is_file():
+                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise AwpError(f"onnxruntime-genai could not run {self.folder}: {last[:300]}")
+            return {**json.loads(result.read_text()), **sizes, "bytes": self.n_bytes}
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -31,7 +31,17 @@ class Source:
             )
         self.path = path
         self.compressed = CompressedModel(path) if kind == "compressed" else None
-        self._folder = ModelFolder(path) if self.compressed is None else None
+        self._plain = ModelFolder(path) if kind == "hf" else None
+
+    @property
+    def _model(self) -> CompressedModel:
+        assert self.compressed is not None  # a plain folder has no layers to ask for
+        return self.compressed
+
+    @property
+    def _folder(self) -> ModelFolder:
+        assert self._plain is not None
+        return self._plain
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -56,11 +66,11 @@ class Source:
 
     def layer(self, name: str) -> CompressedLayer:
         """Read one compressed linear."""
-        return self.compressed.layer(name)
+        return self._model.layer(name)
 
     def tensor_name(self, layer: str) -> str:
         """Return the name a linear's weight has in the model's own files."""
-        return self.compressed.tensors[layer]
+        return self._model.tensors[layer]
 
     def rest_names(self) -> list[str]:
         """Return every tensor that was not compressed."""
@@ -87,21 +97,34 @@ class Source:
         return self.compressed.rest(name) if self.compressed is not None else self._folder.stored(name)
 
     def packed(self, name: str) -> PackedLinear:
-        """Return a quantized linear in the operator's layout: the very codes, scales and zero points it was given.
-
-        Raises:
-            AwpError: a group size that the operator does not take.
-        """
+        """Return a quantized linear in the operator's layout: its very codes, scales and zero points."""
         layer = self.layer(name)
-        encoding = layer.encoding
-        group = layer.shape[1] // encoding.scales.shape[1]
-        check_block_size(name, layer.shape[1], group)
-        return pack_linear(encoding.codes, encoding.scales, encoding.zeros, bits=layer.bits, block_size=group)
+        parts = layer.encoding
+        assert layer.bits is not None and parts.codes is not None
+        assert parts.scales is not None and parts.zeros is not None
+        group = layer.shape[1] // parts.scales.shape[1]
+        return pack_linear(parts.codes, parts.scales, parts.zeros, bits=layer.bits, block_size=group)
+
+    def group_size(self, name: str) -> int | None:
+        """Return the inputs that share a scale, None where a linear is not quantized; reads no data."""
+        scales = self._model.parts(name).get("scales")
+        return None if scales is None else self.shape(name)[1] // scales[1]
+
+    def check_groups(self) -> None:
+        """Raise AwpError for a group size that ONNX Runtime does not take."""
+        for name in self.layers:
+            group = self.group_size(name)
+            if group is not None:
+                check_block_size(name, self.shape(name)[1], group)
 
     def fusible(self) -> bool:
         """Return whether linears that share an input are all of one kind, so that they may be one matrix."""
         parents = {name.rpartition(".")[0] for name in self.layers}
-        mixed = any(n.endswith(".weight") and n[: -len(".weight")].rpartition(".")[0] in parents
-                    and len(self.rest_shape(n)) == 2 for n in self.rest_names())  # fmt: skip
-        kinds = {(layer.bits, layer.encoding.left is None) for layer in map(self.layer, self.layers)}
-        return not mixed and len(kinds) <= 1 and all(plain for _, plain in kinds)
+        left_out = any(
+            name.endswith(".weight")
+            and name.removesuffix(".weight").rpartition(".")[0] in parents
+            and len(self.rest_shape(name)) == 2
+            for name in self.rest_names()
+        )
+        factored = any("left" in self._model.parts(name) for name in self.layers)
+        return not left_out and not factored and len({self.group_size(name) for name in self.layers}) <= 1
