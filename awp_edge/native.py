@@ -20,7 +20,7 @@ from .constraints.base import Descriptor
 from .constraints.values import Codes
 from .errors import AwpError
 from .problem import Array, Problem
-from .solvers.base import Run, Stop
+from .solvers.base import Run, Stop, infeasible
 from .solvers.pgd import Pgd, ramped, step_size
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def pgd(
         threads=thread_count(threads),
     )
     if not found:
-        raise ValueError("no feasible iterate: allow more iterations than the ramp takes")
+        raise infeasible(reason)
     history = np.asarray(objectives), np.asarray(residuals)
     return Run(best, objective, *history, n_iter=len(objectives) - 1, reason=reason)
 

@@ -116,6 +116,8 @@ def test_only_feasible_iterates_count() -> None:
     assert (run.objective, run.theta[0, 0]) == (2.0, 2.0)
     with pytest.raises(ValueError, match="no feasible iterate: allow more iterations than the ramp takes"):
         minimise(iter(states_of(0.0, 0.1, 2.0, feasible=2)), Stop(max_iter=1))
+    with pytest.raises(ValueError, match="no feasible iterate: use a smaller step"):
+        minimise(iter(states_of(0.0, float("inf"), 2.0, feasible=2)), Stop(max_iter=9))
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,15 @@ def minimise(states: Iterator[State], stop: Stop) -> Run:
         if reason is not None:
             break
     if best is None or reason is None:
-        raise ValueError("no feasible iterate: allow more iterations than the ramp takes")
+        raise infeasible(reason)
     history = np.asarray(objectives), np.asarray(residuals)
     return Run(best.theta, best.objective, *history, n_iter=len(objectives) - 1, reason=reason)
+
+
+def infeasible(reason: str | None) -> ValueError:
+    """Return the error of a run that ended before its ramp did."""
+    cure = "use a smaller step" if reason == DIVERGED else "allow more iterations than the ramp takes"
+    return ValueError(f"no feasible iterate: {cure}")
 
 
 def stop_reason(state: State, stop: Stop, *, step: int) -> str | None:
