@@ -25,7 +25,7 @@ from .solvers.pgd import Pgd, ramped, step_size
 
 log = logging.getLogger(__name__)
 
-#: Instruction sets by the names AWP_ISA takes, from slow to fast, and the builds of the core that serve them, best first.
+#: Instruction sets by the names AWP_ISA takes, slow to fast, and the builds that serve each, best first.
 ISAS: dict[str, tuple[str, ...]] = {
     "base": ("base",),
     "avx2": ("avx2",),
@@ -49,8 +49,7 @@ def available() -> bool:
 
 def available_isas() -> tuple[str, ...]:
     """List the builds of the core that this machine can run, from slow to fast."""
-    base = _module("base")
-    supported = base.supported_isas() if base is not None else []
+    supported = _supported()
     builds = {build for isa in supported for build in ISAS[isa] if build in supported and _ready(build)}
     return tuple(isa for isa in ISAS if isa in builds)
 
@@ -62,13 +61,14 @@ def isa() -> str:
     """
     forced = os.environ.get("AWP_ISA", "")
     builds = available_isas()
+    if not builds:
+        raise AwpError("the native core was not built: install a C++ compiler and reinstall, or use backend='numpy'")
     if not forced:
         return builds[-1]
     if forced not in ISAS:
         raise AwpError(f"AWP_ISA={forced} is unknown: choose one of {', '.join(ISAS)}")
-    base = _module("base")
     served = [build for build in ISAS[forced] if build in builds]
-    if base is None or forced not in base.supported_isas() or not served:
+    if not served or forced not in _supported():
         raise AwpError(f"AWP_ISA={forced} cannot run on this machine: choose one of {', '.join(builds)}")
     return served[0]
 
@@ -190,6 +190,12 @@ def _module(build: str) -> ModuleType | None:
         return importlib.import_module(f"._core_{build}", __package__)
     except ImportError:
         return None
+
+
+@cache
+def _supported() -> tuple[str, ...]:
+    base = _module("base")
+    return tuple(base.supported_isas()) if base is not None else ()
 
 
 @cache
