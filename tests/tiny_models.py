@@ -109,6 +109,14 @@ def edit(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def rename(folder: Path, change: Callable[[str], str]) -> Path:
+    """Rename the tensors of model.safetensors."""
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {change(name): tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def write_text(path: Path, n_bytes: int = 4096, seed: int = 0) -> Path:
     """Write a text of English-like words (one token a byte), `n_bytes` long."""
     words = "the of and to in a is that for it as was with be by on not he his but at are this have".split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from .names import skipped_names
 
 TRANSPOSED_CLASS = "Conv1D"
 """The class of GPT-2's linears, which keep their weight as (d_in, d_out)."""
+
+# Parameters that files hold under another name than the class gives them (GPT-NeoX).
+_OTHER_NAMES = MappingProxyType({"lm_head.weight": "embed_out.weight"})
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -160,7 +164,7 @@ def whole_model(folder: Any, *, dtype: torch.dtype = torch.float32, uniform: Col
 
 def find_key(names: Collection[str], name: str, prefix: str) -> str | None:
     """Return the tensor of a parameter: files may have the base model's prefix where the class has none, or not."""
-    candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+    candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}", _OTHER_NAMES.get(name))
     return next((key for key in candidates if key in names), None)
 
 

@@ -133,9 +133,8 @@ class BlockStream:
             for hidden in batches:
                 out = self._call(block, hidden.shape[0]).run(module, hidden)
                 if not torch.isfinite(out.sum()):
-                    raise AwpError(
-                        f"{self._skeleton.stack_name}.{block}: its output has NaN or infinite entries; check the weights"
-                    )
+                    name = f"{self._skeleton.stack_name}.{block}"
+                    raise AwpError(f"{name}: its output has NaN or infinite entries; check its weights")
                 if writer is not None:
                     writer.write(out)
 

@@ -1,0 +1,438 @@
+"""Calibration: streaming equals running the whole model, text is cut as promised, resuming gives the same bits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import tiny_models  # noqa: E402
+import transformers  # noqa: E402
+
+from awp_edge.calibrate import CalibrationRequest, SavedStatistics, open_statistics  # noqa: E402
+from awp_edge.calibrate.gram import GramAccumulator  # noqa: E402
+from awp_edge.calibrate.modules import Skeleton  # noqa: E402
+from awp_edge.calibrate.runner import TorchModel  # noqa: E402
+from awp_edge.calibrate.sample import sample_windows  # noqa: E402
+from awp_edge.calibrate.stream import BlockStream, StreamOptions  # noqa: E402
+from awp_edge.calibrate.text import token_windows  # noqa: E402
+from awp_edge.errors import AwpError, UsageError  # noqa: E402
+from awp_edge.models import ModelFolder  # noqa: E402
+
+FAMILIES = tuple(tiny_models.FAMILIES)
+ONE_SHOT = StreamOptions(one_shot=True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {family: tiny_models.build(family, root / family) for family in FAMILIES}
+
+
+def windows(n: int = 5, length: int = 24, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, length))
+
+
+def whole(folder: Path):
+    """Load the model the usual way, as an oracle."""
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def linears_of(model) -> dict:
+    kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def whole_grams(model, tokens) -> dict:
+    grams: dict = {}
+
+    def listen(name):
+        def hook(module, args):
+            x = args[0].double().reshape(-1, args[0].shape[-1])
+            grams[name] = grams.get(name, 0) + x.T @ x / tokens.size
+
+        return hook
+
+    for name, module in linears_of(model).items():
+        module.register_forward_pre_hook(listen(name))
+    with torch.inference_mode():
+        model(torch.from_numpy(tokens))
+    return {name: gram.numpy() for name, gram in grams.items()}
+
+
+def assert_grams(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == np.float32
+    assert np.array_equal(found, found.T)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_shot_statistics_are_those_of_the_whole_model(family, folders, tmp_path):
+    tokens = windows()
+    expected = whole_grams(whole(folders[family]), tokens)
+    state = torch.random.get_rng_state()
+    stream = BlockStream(ModelFolder(folders[family]), tokens, tmp_path, options=ONE_SHOT)
+    assert stream.n_blocks == 3
+    for block in range(3):
+        grams = stream.statistics(block)
+        infos = stream.linears(block)
+        assert {info.input for info in infos} == set(grams)
+        for info in infos:
+            assert stream.weight(info.name).shape == info.shape
+            assert grams[info.input].n_tokens == tokens.size
+            assert_grams(grams[info.input].matrix, expected[info.name])
+        stream.advance(block, {})
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("family", ("llama", "gemma3", "gpt2", "opt", "bert"))
+def test_sequential_statistics_see_the_compressed_blocks_before(family, folders, tmp_path):
+    tokens, model = windows(), whole(folders[family])
+    stream = BlockStream(ModelFolder(folders[family]), tokens, tmp_path)
+    linears = linears_of(model)
+    for block in range(3):
+        grams = stream.statistics(block)
+        expected = whole_grams(model, tokens)
+        for info in stream.linears(block):
+            assert_grams(grams[info.input].matrix, expected[info.name])
+        halved = {info.name: 0.5 * stream.weight(info.name) for info in stream.linears(block)}
+        stream.advance(block, halved)
+        for name in halved:
+            linears[name].weight.data.mul_(0.5)
+
+
+def test_who_shares_an_input_is_seen_not_named(folders, tmp_path):
+    stream = BlockStream(ModelFolder(folders["llama"]), windows(), tmp_path)
+    prefix = "model.layers.1."
+    inputs = {info.name.removeprefix(prefix): info.input.removeprefix(prefix) for info in stream.linears(1)}
+    assert inputs == {
+        "self_attn.q_proj": "self_attn.q_proj", "self_attn.k_proj": "self_attn.q_proj",
+        "self_attn.v_proj": "self_attn.q_proj", "self_attn.o_proj": "self_attn.o_proj",
+        "mlp.gate_proj": "mlp.gate_proj", "mlp.up_proj": "mlp.gate_proj", "mlp.down_proj": "mlp.down_proj",
+    }  # fmt: skip
+
+
+def test_skipped_linears_are_left_out_and_the_input_gets_another_owner(folders, tmp_path):
+    options = StreamOptions(skip=("q_proj", "layers.0.mlp.*"))
+    stream = BlockStream(ModelFolder(folders["llama"]), windows(), tmp_path, options=options)
+    names = {
+        info.name.rpartition("layers.0.")[2]: info.input.rpartition(".")[2] for info in stream.linears(0)
+    }
+    assert names == {"self_attn.k_proj": "k_proj", "self_attn.v_proj": "k_proj", "self_attn.o_proj": "o_proj"}
+    assert set(stream.statistics(0)) == {info.input for info in stream.linears(0)}
+    assert len(stream.linears(1)) == 6
+    with pytest.raises(UsageError, match="matches none of the 21 linears"):
+        BlockStream(
+            ModelFolder(folders["llama"]), windows(), tmp_path, options=StreamOptions(skip=("w_proj",))
+        )
+
+
+def test_nothing_but_the_block_stack_is_listed(folders):
+    for family in ("llama", "llama-untied", "gpt-neox"):
+        skeleton = Skeleton(ModelFolder(folders[family]))
+        names = [name for block in skeleton.linears for name in block]
+        assert not any("lm_head" in name or "embed" in name for name in names)
+
+
+def test_sharded_bfloat16_weights_without_the_prefix(tmp_path):
+    plain = tiny_models.build("gpt2", tmp_path / "plain", dtype="bfloat16")
+    bare = tiny_models.build("gpt2", tmp_path / "bare", dtype="bfloat16")
+    tiny_models.rename(bare, lambda name: name.removeprefix("transformer."))
+    tiny_models.shard(bare)
+    streams = [
+        BlockStream(ModelFolder(folder), windows(), tmp_path, options=ONE_SHOT) for folder in (plain, bare)
+    ]
+    first, second = (stream.statistics(0) for stream in streams)
+    assert list(second) == [name.removeprefix("transformer.") for name in first]
+    for a, b in zip(first.values(), second.values(), strict=True):
+        assert np.array_equal(a.matrix, b.matrix)
+
+
+def run_all(
+    folder: Path, tokens: np.ndarray, state: Path, *, options: StreamOptions, restart_at: tuple[int, ...] = ()
+):
+    """Return all Gram matrices of a run in which a new process takes over before some blocks."""
+    found = {}
+    stream = BlockStream(ModelFolder(folder), tokens, state, options=options)
+    for block in range(stream.n_blocks):
+        if block in restart_at:
+            stream.statistics(block)  # the work that the killed process had begun
+            (state / "hidden-009.f32.tmp").write_bytes(b"half written")
+            stream = BlockStream(ModelFolder(folder), tokens, state, options=options)
+        found.update({name: gram.matrix for name, gram in stream.statistics(block).items()})
+        stream.advance(block, {i.name: np.round(stream.weight(i.name), 1) for i in stream.linears(block)})
+    return found
+
+
+@pytest.mark.parametrize("options", (StreamOptions(), ONE_SHOT), ids=("sequential", "one-shot"))
+def test_resuming_gives_the_same_bits(options, folders, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    once = run_all(folders["llama"], windows(), tmp_path / "a", options=options)
+    again = run_all(folders["llama"], windows(), tmp_path / "b", options=options, restart_at=(0, 1, 2))
+    assert once.keys() == again.keys()
+    assert all(np.array_equal(once[name], again[name]) for name in once)
+    assert len(list((tmp_path / "a").iterdir())) <= 2
+
+
+@pytest.mark.parametrize("damage", ("cut", "changed", "gone"))
+def test_damaged_hidden_states_are_one_line(damage, folders, tmp_path):
+    stream = BlockStream(ModelFolder(folders["llama"]), windows(), tmp_path, options=ONE_SHOT)
+    stream.statistics(0)
+    path = tmp_path / "hidden-001.f32"
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    {
+        "cut": lambda: path.write_bytes(data[:-9]),
+        "changed": lambda: path.write_bytes(data),
+        "gone": path.unlink,
+    }[damage]()
+    with pytest.raises(AwpError, match=r"checkpoint is damaged.*hidden-001"):
+        BlockStream(ModelFolder(folders["llama"]), windows(), tmp_path, options=ONE_SHOT).statistics(1)
+
+
+def plant(folder: Path, name: str, value: float) -> None:
+    def change(tensor):
+        tensor.view(-1)[7] = value
+        return tensor
+
+    tiny_models.edit(folder, name, change)
+
+
+def test_bad_numbers_are_named(tmp_path):
+    folder = tiny_models.build("llama-untied", tmp_path / "nan")
+    plant(folder, "model.layers.1.mlp.up_proj.weight", float("nan"))
+    stream = BlockStream(ModelFolder(folder), windows(), tmp_path, options=ONE_SHOT)
+    stream.statistics(0)
+    with pytest.raises(AwpError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        stream.statistics(1)
+    plant(folder, "model.layers.1.mlp.up_proj.weight", 3e38)
+    with pytest.raises(AwpError, match=r"model\.layers\.1\.mlp\.down_proj|model\.layers\.1: its output"):
+        BlockStream(ModelFolder(folder), windows(), tmp_path, options=ONE_SHOT).statistics(1)
+
+
+def test_models_that_cannot_be_streamed_say_so(folders, tmp_path):
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    transformers.ResNetModel(config).save_pretrained(tmp_path / "resnet")
+    with pytest.raises(AwpError, match="no stack of blocks"):
+        Skeleton(ModelFolder(tmp_path / "resnet"))
+    config = transformers.T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8, vocab_size=16)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    with pytest.raises(AwpError, match="encoder-decoder"):
+        Skeleton(ModelFolder(tmp_path / "t5"))
+    tiny_models.rename(
+        tiny_models.build("llama", tmp_path / "lacking"), lambda name: name.replace("layers.2", "layers.9")
+    )
+    with pytest.raises(AwpError, match=r"no tensor model\.layers\.2"):
+        Skeleton(ModelFolder(tmp_path / "lacking"))
+    with pytest.raises(AwpError, match="token 999"):
+        BlockStream(ModelFolder(folders["llama"]), np.full((2, 8), 999), tmp_path)
+
+
+def test_gram_accumulator_adds_in_any_cuts():
+    x = torch.randn(3000, 300, generator=torch.Generator().manual_seed(1)) + 0.5
+    expected = (x.double().T @ x.double() / 3000).numpy()
+    for cuts in ((3000,), (1, 2047, 952), (100,) * 30):
+        accumulator = GramAccumulator("x", 300)
+        for part in torch.split(x, list(cuts)):
+            accumulator.add(part[None])
+        assert_grams(accumulator.result().matrix, expected)
+    rounded = GramAccumulator("x", 300, products="bfloat16")
+    rounded.add(x)
+    assert np.abs(rounded.result().matrix - expected).max() < 2e-2 * np.abs(expected).max()
+
+
+# Text
+
+
+def byte_tokenizer(folders):
+    return transformers.AutoTokenizer.from_pretrained(folders["llama"])
+
+
+def test_windows_are_consecutive_and_the_tail_is_dropped(folders, tmp_path):
+    text = "abc\r\ndéf " * 20
+    (tmp_path / "x.txt").write_bytes(text.encode())
+    tokenizer = byte_tokenizer(folders)
+    found = token_windows(tmp_path / "x.txt", tokenizer, samples=None, seq_len=16)
+    flat = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert found.shape == (len(flat) // 16, 16)
+    assert found.reshape(-1).tolist() == flat[: found.size]
+    assert np.array_equal(token_windows(tmp_path / "x.txt", tokenizer, samples=3, seq_len=16), found[:3])
+    drawn = token_windows(tmp_path / "x.txt", tokenizer, samples=3, seq_len=16, seed=5)
+    assert np.array_equal(drawn, token_windows(tmp_path / "x.txt", tokenizer, samples=3, seq_len=16, seed=5))
+    assert all(any(np.array_equal(row, other) for other in found) for row in drawn)
+
+
+def test_jsonl_documents_are_joined_with_blank_lines(folders, tmp_path):
+    lines = [json.dumps({"text": text, "url": "u"}) for text in ("one\u2028two", "three", "four")]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines) + "\n\n", newline="")
+    tokenizer = byte_tokenizer(folders)
+    found = token_windows(tmp_path / "x.jsonl", tokenizer, samples=1, seq_len=10)
+    assert tokenizer.decode(found[0]) == "one\u2028two\n"[:8]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", b"  \n ", "has no text"),
+        ("x.txt", b"short", "has 5 tokens and one window needs 16"),
+        ("x.txt", b"\xff\xfe", "not UTF-8"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": 3}', "line 2"),
+        ("x.jsonl", b'{"text": "a"}\n\n{"txt": "b"}', "line 3"),
+        ("x.jsonl", b"[1", "line 1"),
+        ("x.csv", b"a,b", "a .txt or .jsonl file"),
+        ("missing.txt", None, "cannot read"),
+    ],
+)
+def test_bad_text_is_one_line(name, content, message, folders, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(AwpError, match=message) as caught:
+        token_windows(tmp_path / name, byte_tokenizer(folders), samples=2, seq_len=16)
+    assert "\n" not in str(caught.value)
+
+
+# Self calibration
+
+
+@pytest.mark.parametrize("family", ("llama", "gemma3", "gpt2", "opt"))
+def test_self_text_follows_the_models_own_distribution(family, folders):
+    state = torch.random.get_rng_state()
+    tokens = sample_windows(ModelFolder(folders[family]), samples=32, seq_len=40, seed=3)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert np.array_equal(
+        tokens, sample_windows(ModelFolder(folders[family]), samples=32, seq_len=40, seed=3)
+    )
+    assert not np.array_equal(
+        tokens, sample_windows(ModelFolder(folders[family]), samples=32, seq_len=40, seed=4)
+    )
+    with torch.inference_mode():
+        logits = whole(folders[family])(torch.from_numpy(tokens.astype(np.int64))).logits[:, :-1]
+    chosen = torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(tokens[:, 1:, None].astype(np.int64)))
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    # Sampled from the right conditionals, the mean surprise is the mean entropy, up to its standard error.
+    assert abs(-chosen.mean() - entropy.mean()) < 5 * chosen.std() / chosen.numel() ** 0.5
+    assert -chosen.mean() < 0.9 * np.log(tiny_models.VOCAB)
+
+
+def test_an_encoder_cannot_write_text(folders):
+    with pytest.raises(AwpError, match="cannot write its own calibration text"):
+        sample_windows(ModelFolder(folders["bert"]), samples=1, seq_len=4)
+
+
+# Requests and saved statistics
+
+
+def request(tmp_path: Path, **changes) -> CalibrationRequest:
+    source = tiny_models.write_text(tmp_path / "text.txt")
+    return CalibrationRequest(
+        **{"source": str(source), "samples": 4, "seq_len": 32, "order": "one-shot", **changes}
+    )
+
+
+def opened(folder: Path, asked: CalibrationRequest, state: Path, said: list | None = None):
+    state.mkdir(exist_ok=True)
+    return open_statistics(
+        ModelFolder(folder), asked, state, progress=(said if said is not None else []).append
+    )
+
+
+def drive(source) -> dict:
+    found = {}
+    for block in range(source.n_blocks):
+        found.update({name: gram.matrix for name, gram in source.statistics(block).items()})
+        source.advance(block, {})
+    return found
+
+
+@pytest.mark.parametrize("family", ("llama", "gpt2"))
+def test_saved_statistics_stand_in_for_the_stream(family, folders, tmp_path):
+    asked = request(tmp_path, statistics=tmp_path / "stats")
+    stream = opened(folders[family], asked, tmp_path / "state")
+    live = drive(stream)
+    saved = opened(folders[family], asked, tmp_path / "other")
+    assert isinstance(saved, SavedStatistics)
+    again = drive(saved)
+    assert live.keys() == again.keys() and all(np.array_equal(live[name], again[name]) for name in live)
+    assert dict(saved.calibration) == dict(stream.calibration)
+    for block in range(3):
+        assert list(saved.linears(block)) == list(stream.linears(block))
+        for info in saved.linears(block):
+            assert np.array_equal(saved.weight(info.name), stream.weight(info.name))
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_saved_statistics_that_do_not_fit_are_one_line(folders, tmp_path):
+    asked = request(tmp_path, statistics=tmp_path / "stats")
+    drive(opened(folders["llama"], asked, tmp_path / "state"))
+    with pytest.raises(AwpError, match="model hash"):
+        opened(folders["llama-untied"], asked, tmp_path / "state")
+    with pytest.raises(AwpError, match="samples 4, not 5"):
+        opened(
+            folders["llama"], request(tmp_path, statistics=tmp_path / "stats", samples=5), tmp_path / "state"
+        )
+    with pytest.raises(UsageError, match="one-shot"):
+        opened(
+            folders["llama"],
+            request(tmp_path, statistics=tmp_path / "stats", order="sequential"),
+            tmp_path / "state",
+        )
+    (tmp_path / "stats/block-001.safetensors").write_bytes(b"")
+    with pytest.raises(AwpError, match=r"block-001\.safetensors has changed"):
+        drive(opened(folders["llama"], asked, tmp_path / "state"))
+    (tmp_path / "stats/block-001.safetensors").unlink()
+    with pytest.raises(AwpError, match=r"block-001\.safetensors is missing"):
+        drive(opened(folders["llama"], asked, tmp_path / "state"))
+
+
+def test_requests_are_sized_by_the_model_and_tokens_are_kept(folders, tmp_path):
+    folder = ModelFolder(folders["llama"])
+    assert CalibrationRequest().sized(folder).samples == 16
+    assert CalibrationRequest("x.txt").sized(folder).seq_len == tiny_models.CONTEXT
+    with pytest.raises(UsageError, match="--seq-len 4096 exceeds the 128 positions"):
+        CalibrationRequest(seq_len=4096).sized(folder)
+    said: list = []
+    first = opened(folders["llama"], request(tmp_path, samples=10_000), tmp_path / "state", said)
+    assert any("of the 10000 windows" in line for line in said)
+    (tmp_path / "text.txt").write_text("another text")
+    kept = np.load(tmp_path / "state/tokens.npy")
+    assert kept.shape == (4096 // 32, 32) and first.n_tokens == kept.size
+
+
+def test_saved_statistics_need_no_torch(folders, tmp_path):
+    asked = request(tmp_path, statistics=tmp_path / "stats")
+    drive(opened(folders["llama"], asked, tmp_path / "state"))
+    program = (
+        "import sys; from pathlib import Path; from awp_edge.models import ModelFolder; "
+        "from awp_edge.calibrate import CalibrationRequest, open_statistics; "
+        f"s = open_statistics(ModelFolder({str(folders['llama'])!r}), CalibrationRequest({asked.source!r}, 4, 32, "
+        f"order='one-shot', statistics=Path({str(tmp_path / 'stats')!r})), Path('.')); "
+        "s.statistics(2); assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+
+
+# The model runner
+
+
+@pytest.mark.parametrize("family", ("llama", "llama-untied", "qwen3", "gemma3", "opt", "gpt2", "gpt-neox"))
+def test_runner_gives_the_models_logits(family, folders):
+    model = TorchModel(folders[family])
+    tokens = windows(1, 100)[0]
+    with torch.inference_mode():
+        expected = whole(folders[family])(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    found = np.concatenate(list(model.logits(tokens)))
+    assert model.vocab_size == tiny_models.VOCAB and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert list(model.encode("ab")) == byte_tokenizer(folders)("ab", add_special_tokens=False)["input_ids"]
+
+
+def test_runner_refuses_what_has_no_next_token(folders):
+    with pytest.raises(AwpError, match="not a causal language model"):
+        TorchModel(folders["bert"])
