@@ -20,6 +20,7 @@ from .head import pack_head
 from .hf import write_hf
 from .packing import PackedLinear, concatenate
 from .passes import FactorMatMuls, PackMatMuls, TieEmbedding
+from .passes.common import name_of
 from .source import Source
 
 Floats = NDArray[np.float32]
@@ -103,8 +104,8 @@ def _replace_head(model: ir.Model, source: Source, kind: str, *, accuracy_level:
         raise AwpError(
             f"{node.name}: its weights {weight.shape} are those of no tensor of the model; use --lm-head fp32"
         )
-    packed, name = pack_head(weight, kind), node.inputs[1].name
-    PackMatMuls({node.name: packed}, accuracy_level=accuracy_level)(model)
+    packed, name = pack_head(weight, kind), name_of(node.inputs[1])
+    PackMatMuls({name_of(node): packed}, accuracy_level=accuracy_level)(model)
     TieEmbedding(name, packed)(model)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import AwpError
 from .graph import GRAPH_FILE, Matches
 from .packing import PackedLinear
+from .passes.common import array_of, name_of
 from .passes.factor import factor_names
 from .passes.pack import packed_name
 
@@ -57,7 +58,7 @@ def check_weights(folder: Path, matches: Matches, dense: Callable[[str], Floats]
         AwpError: a weight that differs, naming its node.
     """
     model = ir.load(folder / GRAPH_FILE)
-    nodes = {node.name: node for node in model.graph}
+    nodes = {name_of(node): node for node in model.graph}
     weights = zeros = 0
     for name, rows in matches.items():
         written = _written(nodes, name)
@@ -67,8 +68,8 @@ def check_weights(folder: Path, matches: Matches, dense: Callable[[str], Floats]
                 f"{name}: the written graph holds other weights than the compressed model; export again"
             )
         weights += written.size
-        zeros += written.size - np.count_nonzero(written)
-    return WeightCheck(sum(len(rows) for rows in matches.values()), int(weights), int(zeros))
+        zeros += written.size - int(np.count_nonzero(written))
+    return WeightCheck(sum(len(rows) for rows in matches.values()), weights, zeros)
 
 
 def _written(nodes: dict[str, ir.Node], name: str) -> Floats:
@@ -77,14 +78,14 @@ def _written(nodes: dict[str, ir.Node], name: str) -> Floats:
     if packed is not None:
         return read_packed(packed).dense()
     if name in nodes:
-        return nodes[name].inputs[1].const_value.numpy().T
-    right, left = (nodes[part].inputs[1].const_value.numpy().T for part in factor_names(name))
+        return array_of(nodes[name].inputs[1]).T
+    right, left = (array_of(nodes[part].inputs[1]).T for part in factor_names(name))
     return np.ascontiguousarray(left) @ np.ascontiguousarray(right)
 
 
 def read_packed(node: ir.Node) -> PackedLinear:
     """Read the weight of a MatMulNBits node."""
-    arrays = [value.const_value.numpy() for value in node.inputs[1:] if value is not None]
+    arrays = [array_of(value) for value in node.inputs[1:] if value is not None]
     read = {key: int(node.attributes[key].value) for key in ("bits", "block_size", "N", "K")}
     zeros = arrays[2] if len(arrays) > 2 else None
     return PackedLinear(arrays[0], arrays[1], zeros, read["bits"], read["block_size"], (read["N"], read["K"]))

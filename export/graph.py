@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ..errors import AwpError
+from .passes.common import array_of, name_of
 
 BUILDER = "onnxruntime_genai.models.builder"
 GRAPH_FILE = "model.onnx"
@@ -91,7 +92,7 @@ def weight_value(node: ir.Node) -> ir.Value | None:
 
 def weight_of(node: ir.Node) -> Floats:
     """Return a MatMul's weight as a linear layer holds it: (N, K), contiguous."""
-    return np.ascontiguousarray(node.inputs[1].const_value.numpy().T)
+    return np.ascontiguousarray(array_of(node.inputs[1]).T)
 
 
 def block_of(name: str) -> int | None:
@@ -115,7 +116,7 @@ def match_layers(model: ir.Model, layers: Sequence[str], dense: Callable[[str], 
     """
     nodes: dict[int | None, list[ir.Node]] = {}
     for node in constant_matmuls(model):
-        nodes.setdefault(block_of(node.name), []).append(node)
+        nodes.setdefault(block_of(name_of(node)), []).append(node)
     blocks: dict[int | None, list[str]] = {}
     for name in layers:
         blocks.setdefault(_block_of_layer(name), []).append(name)
@@ -136,11 +137,11 @@ def _match_block(nodes: Sequence[ir.Node], weights: Mapping[str, Floats]) -> dic
     for node in nodes:
         rows = _cover(weight_of(node), weights, used)
         if rows:
-            matches[node.name] = rows
+            matches[name_of(node)] = rows
             used.update({part.layer: part.stop for part in rows})
     for name, count in used.items():
         if count != len(weights[name]):
-            left = [node.name for node in nodes if node.name not in matches] or ["none"]
+            left = [name for name in map(name_of, nodes) if name not in matches] or ["none"]
             raise AwpError(f"{name} {weights[name].shape}: no MatMul of the float graph carries its weights; "
                            f"nodes of this block with other weights: {', '.join(left)}")  # fmt: skip
     return matches
@@ -178,7 +179,7 @@ def find_head(model: ir.Model) -> ir.Node:
     Raises:
         AwpError: there is none.
     """
-    heads = [node for node in constant_matmuls(model) if block_of(node.name) is None]
+    heads = [node for node in constant_matmuls(model) if block_of(name_of(node)) is None]
     if not heads:
         raise AwpError("the float graph has no MatMul that makes the logits; use --lm-head fp32")
     return heads[-1]

@@ -114,8 +114,8 @@ class PackedLinear:
 
     def dense(self) -> Floats:
         """Return (code - zero) * scale, (N, K) float32."""
-        steps = self.codes().astype(np.int16) - self._spread(self.zero_points())
-        return steps.astype(np.float32) * self._spread(self.scales)
+        steps = self.codes().astype(np.int16) - self._spread(self.zero_points()).astype(np.int16)
+        return steps.astype(np.float32) * self._spread(self.scales).astype(np.float32, copy=False)
 
     def rows(self, start: int, stop: int) -> PackedLinear:
         """Return some of the rows, views."""

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .common import add_initializer, replace_node
+from .common import add_initializer, name_of, replace_node, stem_of
 
 Floats = NDArray[np.float32]
 
@@ -32,9 +32,9 @@ class FactorMatMuls(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(targets))
 
     def _rewrite(self, graph: ir.Graph, node: ir.Node) -> None:
-        left, right = self._factors[node.name]
-        stem = node.inputs[1].name.removesuffix(".weight")
-        first, second = factor_names(node.name)
+        left, right = self._factors[name_of(node)]
+        stem = stem_of(node)
+        first, second = factor_names(name_of(node))
         inner = ir.node(
             "MatMul", [node.inputs[0], add_initializer(graph, f"{stem}.right", right.T)], name=first
         )

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..packing import PackedLinear
-from .common import add_initializer, replace_node
+from .common import add_initializer, name_of, replace_node, stem_of
 
 DOMAIN = "com.microsoft"
 
@@ -36,15 +36,15 @@ class PackMatMuls(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(targets))
 
     def _rewrite(self, graph: ir.Graph, node: ir.Node) -> None:
-        packed = self._packed[node.name]
-        stem = node.inputs[1].name.removesuffix(".weight")
+        packed = self._packed[name_of(node)]
+        stem = stem_of(node)
         inputs = [node.inputs[0], *pack_initializers(graph, stem, packed)]
         attributes = {"K": packed.shape[1], "N": packed.shape[0], "bits": packed.bits,
                       "block_size": packed.block_size, "accuracy_level": self._accuracy_level}  # fmt: skip
         replace_node(
             graph,
             node,
-            ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=packed_name(node.name)),
+            ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=packed_name(name_of(node))),
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..packing import PackedLinear
-from .common import add_initializer, replace_node
+from .common import add_initializer, name_of, replace_node
 from .pack import DOMAIN
 
 
@@ -39,7 +39,7 @@ class TieEmbedding(ir.passes.InPlacePass):
         rows = np.array([self._packed.shape[0], self._packed.blocks[0].size], dtype=np.int64)
         shape = add_initializer(graph, f"{stem}.row_bytes", rows)
         flat = ir.node(
-            "Reshape", [graph.initializers[f"{stem}.blocks"], shape], name=gather.name + "/Reshape"
+            "Reshape", [graph.initializers[f"{stem}.blocks"], shape], name=name_of(gather) + "/Reshape"
         )
         flat.outputs[0].name = f"{gather.name}/Reshape/output_0"
         graph.insert_before(gather, flat)
@@ -48,7 +48,7 @@ class TieEmbedding(ir.passes.InPlacePass):
             inputs.append(graph.initializers[f"{stem}.zeros"])
         attributes = {"bits": self._packed.bits, "block_size": self._packed.block_size, "gather_axis": 0,
                       "quantize_axis": 1}  # fmt: skip
-        name = gather.name + "BlockQuantized"
+        name = name_of(gather) + "BlockQuantized"
         replace_node(
             graph, gather, ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=name)
         )
