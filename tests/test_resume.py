@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_stack
+from command_line import AWP_EDGE
 
 from awp_edge.errors import AwpError
 
@@ -258,3 +259,39 @@ def test_a_full_disk_before_the_first_block_leaves_nothing(model: Path, tmp_path
 def limit_file_size(n_bytes: int) -> None:
     """Make every write beyond `n_bytes` of a file fail, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "order", "kills"), [("text.txt", "--sequential", 3), ("self", "--one-shot", 1)]
+)
+def test_the_command_on_a_real_architecture(tmp_path: Path, source: str, order: str, kills: int) -> None:
+    tiny_models = pytest.importorskip("tiny_models")
+    model = tiny_models.build("llama", tmp_path / "model", dtype="bfloat16")
+    tiny_models.write_text(tmp_path / "text.txt", 8000)
+    options = ["--calibration", source, order, "--samples", "4", "--seq-len", "64", "--sparsity", "0.5"]
+
+    def command(out: str, *flags: str) -> subprocess.Popen[str]:
+        arguments = [*AWP_EDGE, "compress", str(model), out, *options, *flags]
+        return subprocess.Popen(
+            arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    started = time.monotonic()
+    whole = command("whole")
+    wait_for(tmp_path / "whole.partial", whole)
+    before_work_s = time.monotonic() - started
+    assert whole.communicate(timeout=300)[0] is None and whole.returncode == 0
+    work_s = time.monotonic() - started - before_work_s
+    rng, flags = np.random.default_rng(len(source)), []
+    for _ in range(kills):
+        process = command("out", *flags)
+        while not (tmp_path / "out.partial").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, work_s + (before_work_s if flags else 0)) * 0.7)
+        process.kill()
+        process.communicate()
+        flags = ["--resume"]
+    last = command("out", "--resume")
+    assert last.communicate(timeout=300)[1] is not None and last.returncode == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
