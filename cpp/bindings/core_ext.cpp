@@ -1,5 +1,6 @@
 // Thin: arrays in, arrays filled, the interpreter lock released. Shapes are checked by awp_edge/native.py.
-#include <nanobind/nanobind.h>
+#include "bindings.hpp"
+
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -126,7 +127,7 @@ template <class P> void bind_products(nb::module_& m, const char* product_name, 
 
 }  // namespace
 
-NB_MODULE(AWP_MODULE, m) {
+void awp::bind_core(nb::module_& m) {
   bind<float>(m);
   bind<double>(m);
   bind_products<float>(m, "product", "gram");
