@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import TOLERANCES
+from conftest import F_TOLERANCE
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import best_sparse_objective, plain_pgd
@@ -224,9 +224,7 @@ def test_low_rank_is_solved_in_closed_form(backend: str, data: st.DataObject, dt
     assert result.encoding.left.shape == (4, rank) and result.encoding.right.shape == (rank, 6)
     np.testing.assert_array_equal(result.theta, result.encoding.left @ result.encoding.right)
     plain = problem.objective(LowRank(rank).project(problem.weight))
-    assert result.objective <= plain + TOLERANCES[np.dtype(dtype)].f * problem.objective(
-        np.zeros_like(problem.weight)
-    )
+    assert result.objective <= plain + F_TOLERANCE[dtype] * problem.objective(np.zeros_like(problem.weight))
 
 
 def test_stops_where_nothing_can_move(backend: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import TOLERANCES
+from conftest import F_TOLERANCE
 from hypothesis import event, given
 from hypothesis import strategies as st
 from strategies import DTYPES, GRAM_KINDS, make_gram, make_weight, problems
@@ -26,7 +26,7 @@ def test_the_error_is_the_tail_of_the_spectrum(backend: str, data: st.DataObject
     result = solve(problem, LowRank(rank), backend=backend)
     best = theory.low_rank_optimum(problem.weight, problem.gram, rank)
     exact = Problem(problem.weight.astype(np.float64), problem.gram.astype(np.float64))
-    assert abs(exact.objective(result.theta.astype(np.float64)) - best) <= TOLERANCES[
+    assert abs(exact.objective(result.theta.astype(np.float64)) - best) <= F_TOLERANCE[
         np.dtype(dtype)
     ].f * size_of(exact)
     event("informative" if 0.01 * size_of(exact) < best < 0.99 * size_of(exact) else "trivial")
