@@ -112,4 +112,5 @@ def _replace_head(model: ir.Model, source: Source, kind: str, *, accuracy_level:
 def _is_tensor(source: Source, name: str, weight: Floats) -> bool:
     if source.rest_shape(name) != weight.shape:
         return False
-    return source.rest(name).widened().astype(np.float32, copy=False).tobytes() == weight.tobytes()
+    stored = source.rest(name).widened().astype(np.float32, copy=False)
+    return np.array_equal(stored.view(np.uint32), weight.view(np.uint32))

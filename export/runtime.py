@@ -234,7 +234,12 @@ def open_genai(folder: Path, *, threads: int) -> Any:
 
 def _chat(tokenizer: Any, prompt: str) -> str:
     messages = json.dumps([{"role": "user", "content": prompt}])
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+    except Exception as error:
+        raise AwpError(
+            f"the folder's chat template cannot be used: {_first_line(error)}; leave out --chat"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ ir = pytest.importorskip("onnx_ir")
 
 import tiny_models  # noqa: E402
 from awp_edge.export import graph  # noqa: E402
-from awp_edge.export.check import compare_logits, read_packed  # noqa: E402
+from awp_edge.export.check import check_weights, compare_logits, read_packed  # noqa: E402
 from awp_edge.export.head import head_grid, pack_head  # noqa: E402
 from awp_edge.export.manifest import verify  # noqa: E402
 from awp_edge.export.package import ExportOptions, ExportSummary, export_model  # noqa: E402
@@ -132,6 +132,8 @@ def test_generation_follows_the_logits(tied: tuple[Path, ExportSummary]) -> None
     assert model.generate(prompt, max_tokens=6) == model.decode(tokens + expected)[len(prompt) :]
     with pytest.raises(AwpError, match="leave room for one more"):
         model.generate("x" * 128)
+    with pytest.raises(AwpError, match="leave out --chat"):
+        model.generate(prompt, chat=True)  # the tiny tokenizer has no template
 
 
 def test_bench_measures_in_a_process_of_its_own(tied: tuple[Path, ExportSummary]) -> None:
@@ -141,6 +143,23 @@ def test_bench_measures_in_a_process_of_its_own(tied: tuple[Path, ExportSummary]
     assert 0 < measured["time_to_first_token_s"] < 10 and measured["peak_memory_bytes"] > 1e7
     with pytest.raises(AwpError, match="more than the context of 128"):
         EdgeModel(tied[1].folder).bench(prompt_tokens=100, tokens=29)
+
+
+def test_a_written_weight_that_differs_is_found(tied: tuple[Path, ExportSummary], tmp_path: Path) -> None:
+    """One code changed on disk: the check after writing names the node."""
+    source, edge = CompressedModel(tied[0]), tmp_path / "edge"
+    shutil.copytree(tied[1].folder, edge)
+    layer, node = "model.layers.2.mlp.down_proj", "/model/layers.2/mlp/down_proj/MatMul"
+    matches = {node: (graph.Rows(layer, 0, 64),)}
+    dense = lambda name: source.layer(name).dense()  # noqa: E731
+    assert check_weights(edge, matches, dense).zeros == (dense(layer) == 0).sum()
+    constants = ir.load(edge / graph.GRAPH_FILE).graph.initializers
+    blocks = constants["model.layers.2.mlp.down_proj.MatMul.blocks"].const_value
+    data = bytearray((edge / graph.DATA_FILE).read_bytes())
+    data[blocks.offset + 100] ^= 0x10
+    (edge / graph.DATA_FILE).write_bytes(data)
+    with pytest.raises(AwpError, match="layers.2/mlp/down_proj/MatMul: the written graph holds other weights"):
+        check_weights(edge, matches, dense)
 
 
 def test_a_damaged_folder_is_refused(tied: tuple[Path, ExportSummary], tmp_path: Path) -> None:
