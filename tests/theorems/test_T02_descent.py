@@ -115,6 +115,15 @@ def test_the_bounds_are_informative() -> None:
     assert np.median(shrunk) < 1  # the rate says more than that moves are bounded
 
 
+def test_the_rate_is_within_four_of_the_truth_somewhere() -> None:
+    # C = I, nothing constrained, eta = 1/2, one step: ||D||^2 = f_0 / 2 where the bound says 2 f_0.
+    problem = Problem(np.array([[3.0, -1.0]]), np.eye(2))
+    gap = problem.objective(np.zeros((1, 2)))
+    moved = -0.5 * problem.gradient(np.zeros((1, 2)))
+    bound = theory.smallest_move(gap, step=0.5, lipschitz=1.0, n_steps=1)
+    assert bound / 4.01 < float(np.sum(moved * moved)) <= bound
+
+
 @pytest.mark.parametrize("share", [1.4, 1.9])
 def test_steps_above_one_over_l_break_it(share: float) -> None:
     # Negative control: the same check fails somewhere as soon as eta > 1/L.
