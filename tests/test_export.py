@@ -158,7 +158,7 @@ def test_a_written_weight_that_differs_is_found(tied: tuple[Path, ExportSummary]
     data = bytearray((edge / graph.DATA_FILE).read_bytes())
     data[blocks.offset + 100] ^= 0x10
     (edge / graph.DATA_FILE).write_bytes(data)
-    with pytest.raises(AwpError, match="layers.2/mlp/down_proj/MatMul: the written graph holds other weights"):
+    with pytest.raises(AwpError, match=r"layers\.2/mlp/down_proj/MatMul: the written graph holds other weights"):
         check_weights(edge, matches, dense)
 
 
