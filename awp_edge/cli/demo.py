@@ -115,8 +115,10 @@ def _row(
         source = model
     else:
         # One-shot statistics serve both rows: the model writes its calibration text once.
-        shared = {"statistics": options.out / "statistics", "threads": options.threads, "resume": True}
-        choice = CompressChoice(model=model, out=source, **shared, **asked)
+        statistics = options.out / "statistics"
+        choice = CompressChoice(
+            model=model, out=source, statistics=statistics, threads=options.threads, resume=True, **asked
+        )
         done = steps.run(f"{name}: compress", dict(asked), lambda: compress(choice).payload, makes=source)
         row |= {key: done[key] for key in ("bits_per_weight", "sparsity", "mean_relative_error")}
     exported = ExportChoice(compressed=source, out=edge)
