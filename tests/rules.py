@@ -277,8 +277,13 @@ def public(source: Source) -> Iterator[tuple[str, ast.Module | ast.ClassDef | as
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             yield f"{source.name}.{node.name}", node
             for inner in node.body if isinstance(node, ast.ClassDef) else ():
-                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and not is_stub(inner):
                     yield f"{source.name}.{node.name}.{inner.name}", inner
+
+
+def is_stub(method: ast.FunctionDef) -> bool:
+    """Return whether a method is only declared (`...`): the class that implements it documents it."""
+    return ast.unparse(method.body[-1]) == "..." and len(method.body) == 1
 
 
 def one_line_first(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> bool:

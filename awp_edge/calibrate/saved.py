@@ -62,11 +62,11 @@ class SavedStatistics:
     ) -> None:  # fmt: skip
         self._folder, self._directory = folder, Path(directory)
         self._manifest = _read_manifest(self._directory)
-        _require_equal(self._directory, "model hash", self._manifest["model_hash"], folder.hash())
+        _require_equal(self._directory, "model hash", saved=self._manifest["model_hash"], asked=folder.hash())
         self.calibration: Mapping[str, Any] = self._manifest["calibration"]
         for key, value in (asked or {}).items():
             if value is not None:
-                _require_equal(self._directory, key, self.calibration.get(key), value)
+                _require_equal(self._directory, key, saved=self.calibration.get(key), asked=value)
         blocks = [[_info(entry) for entry in block] for block in self._manifest["linears"]]
         skipped = skipped_names([info.name for block in blocks for info in block], skip)
         self._blocks = [tuple(info for info in block if info.name not in skipped) for block in blocks]
@@ -168,7 +168,7 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def _require_equal(directory: Path, what: str, saved: Any, asked: Any) -> None:
+def _require_equal(directory: Path, what: str, *, saved: Any, asked: Any) -> None:
     if saved != asked:
         raise AwpError(
             f"{directory} was made with {what} {saved}, not {asked}; give another --statistics folder"
