@@ -19,6 +19,8 @@ from .options import CompressOptions, fit_spec
 
 #: Interpreter, NumPy, torch and transformers at work, in bytes (measured on Linux x86-64, torch 2.13 for CPU).
 BASE_BYTES = 600_000_000
+#: The same before any block was streamed.
+LOADED_BYTES = 450_000_000
 #: Matrices the size of the largest layer that a solver holds at once.
 SOLVER_MATRICES = 8
 #: Tokens of calibration text in one forward pass through a block.
@@ -151,7 +153,8 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
 
     Embedding: the table in float32.  Calibration: a block's weights, a batch's activations, Gram matrices in float64
     and float32.  Solving: the block dense and compressed, its Gram matrices, the solver's matrices of the largest
-    layer.  Text from the model itself: every weight in float32 and the keys and values of all samples.
+    layer.  Text from the model itself: every weight and the keys and values of all samples, in float32 (an upper
+    bound: half of it where the processor multiplies bfloat16).
     """
     samples, seq_len = calibration_size(folder, options)
     hidden = _hidden_size(folder)
@@ -168,11 +171,13 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
         4 * (sum(sizes) + batch) + 12 * grams,
         4 * (2 * sum(sizes) + solver + grams),
     ]
-    if options.calibration.get("source", "self") == "self":
-        numbers = sum(math.prod(folder.shape(n)) for n in folder.tensor_names())
-        n_blocks = int(folder.config.get("num_hidden_layers") or 1)
-        stages.append(4 * (numbers + 2 * samples * seq_len * n_blocks * _key_value_size(folder, hidden)))
-    return BASE_BYTES + max(stages)
+    streaming = BASE_BYTES + max(stages)
+    if options.calibration.get("source", "self") != "self":
+        return streaming
+    numbers = sum(math.prod(folder.shape(n)) for n in folder.tensor_names())
+    n_blocks = int(folder.config.get("num_hidden_layers") or 1)
+    cache = 2 * samples * seq_len * n_blocks * _key_value_size(folder, hidden)
+    return max(streaming, LOADED_BYTES + 4 * (numbers + cache))
 
 
 def hidden_state_bytes(folder: ModelFolder, options: CompressOptions) -> int:
