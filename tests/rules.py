@@ -277,7 +277,11 @@ def public(source: Source) -> Iterator[tuple[str, ast.Module | ast.ClassDef | as
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             yield f"{source.name}.{node.name}", node
             for inner in node.body if isinstance(node, ast.ClassDef) else ():
-                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and not is_stub(inner):
+                if (
+                    isinstance(inner, ast.FunctionDef)
+                    and not inner.name.startswith("_")
+                    and not is_stub(inner)
+                ):
                     yield f"{source.name}.{node.name}.{inner.name}", inner
 
 
