@@ -65,7 +65,7 @@ class ExportOptions:
 class ExportSummary:
     """Report an export.
 
-    weights: what was read back from the graph; None for format "hf".
+    weights: what was read back from the graph; None for format "hf" and for a plain model.
     agreement: logits against the compressed model in torch; None for format "hf".
     """
 
@@ -170,10 +170,10 @@ def _export_genai(source: Source, partial: Path, *, options: ExportOptions, say:
     work = partial / "work"
     written = write_graph(source, partial, work, head=head, accuracy_level=level, say=say)
     say("reading every weight back")
-    weights = check.check_weights(partial, written.matches, written.dense)
+    weights = check.check_weights(partial, written.matches, written.dense) if source.layers else None
     shutil.rmtree(work)
     facts = {"source": _provenance(source), "options": asdict(options), "opset": _opsets(partial)}
-    write_manifest(partial, {**facts, "weights": asdict(weights)})
+    write_manifest(partial, {**facts, "weights": asdict(weights) if weights else None})
     say("comparing logits with the compressed model in torch")
     agreement, limit = _compare(source, partial), check.tolerated_kl(level, head)
     if not agreement.kl <= limit:
