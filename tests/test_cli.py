@@ -1,5 +1,6 @@
 """The command line's contract: commands, JSON, exit codes, and the road on a tiny model."""
 
+import json
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from command_line import AWP_EDGE, awp_edge, succeeded, tree
 from tiny_models import build, write_text
 
 import awp_edge as package
+from awp_edge.models import ModelFolder
 
 COMMANDS = ("fetch", "plan", "compress", "report", "export", "eval", "generate", "bench", "demo")
 CALIBRATION = ("--samples", 4, "--seq-len", 64)
@@ -164,6 +166,24 @@ def test_ctrl_c_leaves_a_state_that_resume_completes(tmp_path):
         ["compress.log", "report.json"],
         ["report.json"],
     )
+
+
+def test_the_demo_on_a_model_that_takes_seconds(tmp_path):
+    model = build("llama", tmp_path / "cache" / "smollm2-135m", max_position_embeddings=512)
+    (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    source = {"name": "smollm2-135m", "weights": "a stand-in", "model_hash": ModelFolder(model).hash()}
+    (model / "source.json").write_text(json.dumps(source))
+    arguments = ("demo", tmp_path / "demo", "--seq-len", 64, "--windows", 2, "--json")
+    first = succeeded(*arguments, env={"AWP_CACHE": str(tmp_path / "cache")}).json
+    assert list(first["rows"]) == ["dense fp32", "INT4", "50% zeros + INT4"]
+    dense, *small = first["rows"].values()
+    assert dense["kl"] is None and dense["bits_per_weight"] == 32
+    assert all(
+        row["kl"] > 0 and row["bytes"] < dense["bytes"] and row["bits_per_weight"] < 5 for row in small
+    )
+    assert first["generated"].keys() == {"prompt", *first["rows"]}
+    again = succeeded(*arguments, env={"AWP_CACHE": str(tmp_path / "cache")}).json
+    assert again["rows"] == first["rows"] and again["seconds"] == first["seconds"]
 
 
 def test_the_readme_example_runs(tmp_path):
