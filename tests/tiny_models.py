@@ -61,6 +61,12 @@ def build(family: str, folder: Path, *, seed: int = 0, dtype: str = "float32", *
     return Path(folder)
 
 
+def whole(folder: Path) -> torch.nn.Module:
+    """Load a folder the usual way, as an oracle."""
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def randomize(model: torch.nn.Module, seed: int) -> None:
     """Give every weight a size at which all layers matter (matrices sqrt(2 / columns))."""
     generator = torch.Generator().manual_seed(seed)

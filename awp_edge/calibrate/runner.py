@@ -14,7 +14,7 @@ from ..artifacts import CompressedModel, folder_kind
 from ..errors import AwpError
 from ..models import ModelFolder
 from .modules import whole_model
-from .stream import torch_threads
+from .threads import torch_threads
 from .tokenizer import load_tokenizer
 
 CHUNK_BYTES = 1 << 26

@@ -13,6 +13,11 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from ..errors import AwpError
 from ..models import ModelFolder
 from .modules import whole_model
+from .threads import torch_threads
+
+# One token a step leaves a small model's threads waiting for each other; and one thread makes its text the same on
+# every machine load and for every --threads.
+_SMALL_PARAMETERS = 500_000_000
 
 OnTokens = Callable[[int, int], None]
 
@@ -39,7 +44,8 @@ def sample_windows(
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((samples, seq_len), _start_token(model.config), dtype=torch.int64)
     cache = _cache(model.config, seq_len)
-    with torch.inference_mode():
+    small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS
+    with torch_threads(1 if small else None), torch.inference_mode():
         for position in range(1, seq_len):
             last = tokens[:, position - 1 : position]
             logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1].float()

@@ -21,6 +21,7 @@ from .capture import BlockCall, Capture, capture, linear_infos
 from .gram import GramAccumulator
 from .hidden import HiddenReader, HiddenWriter, hidden_writer
 from .modules import Skeleton
+from .threads import torch_threads
 
 BATCH_TOKENS = 2048
 Weights = Mapping[str, NDArray[np.float32]]
@@ -190,17 +191,6 @@ class BlockStream:
         for path in self._state.glob("hidden-*"):
             if path != self._path(block):
                 path.unlink()
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch use `count` threads inside the block; None changes nothing."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
