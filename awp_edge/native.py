@@ -43,7 +43,7 @@ def available() -> bool:
     """Return whether the native core was built; say once, in one line, where it was not."""
     if _module("base") is not None:
         return True
-    log.warning("awp_edge runs without its native core (no C++ compiler at install time): NumPy is several times slower")
+    log.warning("awp_edge runs without its native core (no C++ compiler at install time), several times slower")
     return False
 
 
@@ -103,7 +103,7 @@ def project(z: Array, constraint: Sparse, *, threads: int | None = None) -> Arra
 def pgd(
     problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop, threads: int | None = None
 ) -> Run:
-    """Run projected gradient descent from a start in the set (or W, with a ramp); Ctrl-C stops it between iterations."""
+    """Run projected gradient descent from a start in the set (or W, with a ramp); Ctrl-C stops it."""
     best = np.empty_like(problem.weight)
     counts = [
         ramped(constraint, problem, step=step, ramp=method.ramp).support.descriptor()[1]

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -59,8 +60,13 @@ struct ThreadPool::State {
 };
 
 ThreadPool::ThreadPool(std::size_t threads) : state_(std::make_unique<State>()) {
-  for (std::size_t thread = 1; thread < threads; ++thread)
-    state_->workers.emplace_back([state = state_.get(), thread] { state->work(thread); });
+  state_->workers.reserve(threads);
+  try {
+    for (std::size_t thread = 1; thread < threads; ++thread)
+      state_->workers.emplace_back([state = state_.get(), thread] { state->work(thread); });
+  } catch (const std::system_error&) {
+    // The system grants no more threads; those there are give the same result.
+  }
 }
 
 ThreadPool::~ThreadPool() {
