@@ -1,4 +1,4 @@
-"""The native core: the reference's functions in C++, arrays in and out; picks the best build the machine can run.
+"""The native core: the reference's functions in C++, arrays in and out; picks the best build for the machine.
 
 AWP_ISA forces one of `ISAS`. Results do not depend on the number of threads.
 """
@@ -43,7 +43,7 @@ def available() -> bool:
     """Return whether the native core was built; say once, in one line, where it was not."""
     if _module("base") is not None:
         return True
-    log.warning("awp_edge runs without its native core (no C++ compiler at install time), several times slower")
+    log.warning("awp_edge runs without its native core (no compiler at install time), several times slower")
     return False
 
 
@@ -57,12 +57,12 @@ def available_isas() -> tuple[str, ...]:
 def isa() -> str:
     """Return the build in use: the fastest, or what AWP_ISA asks for.
 
-    Raises: AwpError where AWP_ISA names an unknown instruction set, or one that the machine or the build lacks.
+    Raises: AwpError where AWP_ISA is unknown, or the machine or the build lacks it.
     """
     forced = os.environ.get("AWP_ISA", "")
     builds = available_isas()
     if not builds:
-        raise AwpError("the native core was not built: install a C++ compiler and reinstall, or use backend='numpy'")
+        raise AwpError("the native core was not built: install a C++ compiler and reinstall, or use NumPy")
     if not forced:
         return builds[-1]
     if forced not in ISAS:
