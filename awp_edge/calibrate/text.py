@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,18 +96,35 @@ def _named_text(name: str, samples: int | None, seq_len: int) -> str:
     try:
         import datasets  # type: ignore[import-untyped]
 
-        if name == "wikitext2":
-            rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="train")
-            return _SEPARATOR.join(rows["text"])
-        shard = {"train": "en/c4-train.00000-of-01024.json.gz"}
-        rows = datasets.load_dataset("allenai/c4", data_files=shard, split="train", streaming=True)
-        return _joined(rows, _CHARACTERS_PER_TOKEN * seq_len * (samples or 128))
+        with _quiet("huggingface_hub"):
+            return _load(datasets, name, _CHARACTERS_PER_TOKEN * seq_len * (samples or 128))
     except ImportError:
         raise AwpError(f'{name} needs the package datasets: pip install "awp-edge[datasets]"') from None
     except Exception as error:  # the hub's client raises dozens of unrelated classes for "not reachable"
         raise AwpError(
             f"cannot load {name} from the hub ({type(error).__name__}); give a .txt or .jsonl file, or self"
         ) from None
+
+
+def _load(datasets: Any, name: str, characters: int) -> str:
+    if name == "wikitext2":
+        rows = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="train")
+        return _SEPARATOR.join(rows["text"])
+    shard = {"train": "en/c4-train.00000-of-01024.json.gz"}
+    rows = datasets.load_dataset("allenai/c4", data_files=shard, split="train", streaming=True)
+    return _joined(rows, characters)
+
+
+@contextmanager
+def _quiet(logger_name: str) -> Iterator[None]:
+    """Keep a logger's warnings (one for each retry of a download) out of the user's way."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _joined(rows: Any, characters: int) -> str:
