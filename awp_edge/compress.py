@@ -173,6 +173,7 @@ class _Run:
         return type(error)(f"{error}; {kept}")
 
     def _begin(self) -> None:
+        self._folder.require_finite()  # now, not after hours in the last block
         with writing(self._workspace.state_folder):
             shutil.rmtree(self._workspace.state_folder, ignore_errors=True)
             self._workspace.state_folder.mkdir()

@@ -90,6 +90,11 @@ class ModelFolder:
             )
         return array
 
+    def require_finite(self) -> None:
+        """Read every tensor once. Raises: AwpError naming the first with NaN or infinite entries."""
+        for name in self.tensor_names():
+            self.tensor(name, finite=True)
+
     def weight_name(self, module: str) -> str:
         """Return the tensor that holds a module's weight, also where the file leaves out leading parts of its name."""
         parts = module.split(".")
