@@ -169,13 +169,15 @@ def test_ctrl_c_leaves_a_state_that_resume_completes(tmp_path):
 
 
 def test_the_demo_on_a_model_that_takes_seconds(tmp_path):
-    model = build("llama", tmp_path / "cache" / "smollm2-135m", max_position_embeddings=512)
+    model = build("llama", tmp_path / "cache" / "smollm2-135m", max_position_embeddings=256)
     (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     source = {"name": "smollm2-135m", "weights": "a stand-in", "model_hash": ModelFolder(model).hash()}
     (model / "source.json").write_text(json.dumps(source))
+    before = tree(model)
     arguments = ("demo", tmp_path / "demo", "--seq-len", 64, "--windows", 2, "--json")
     first = succeeded(*arguments, env={"AWP_CACHE": str(tmp_path / "cache")}).json
     assert list(first["rows"]) == ["dense fp32", "INT4", "50% zeros + INT4"]
+    assert tree(model) == before
     dense, *small = first["rows"].values()
     assert dense["kl"] is None and dense["bits_per_weight"] == 32
     assert all(

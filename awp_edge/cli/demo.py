@@ -63,8 +63,6 @@ class Steps:
         record = self.done.get(name)
         if record is not None and record["key"] == key and (makes is None or makes.is_dir()):
             return record["result"]
-        if makes is not None:
-            shutil.rmtree(makes, ignore_errors=True)
         note(f"demo: {name}")
         start = time.perf_counter()
         result = dict(work())
@@ -122,12 +120,18 @@ def _row(
         done = steps.run(f"{name}: compress", dict(asked), lambda: compress(choice).payload, makes=source)
         row |= {key: done[key] for key in ("bits_per_weight", "sparsity", "mean_relative_error")}
     exported = ExportChoice(compressed=source, out=edge)
-    steps.run(f"{name}: export", str(source), lambda: export(exported).payload, makes=edge)
+    steps.run(f"{name}: export", str(source), lambda: _export_anew(exported), makes=edge)
     row |= steps.run(f"{name}: eval", [options.windows, options.seq_len], lambda: _judge(edge, options))
     timed = BenchChoice(folder=edge, threads=options.threads)
     row |= steps.run(f"{name}: bench", options.threads, lambda: bench(timed).payload)
     asked_text = GenerateChoice(folder=edge, prompt=PROMPT, max_tokens=48, chat=True, threads=options.threads)
     return row | steps.run(f"{name}: generate", PROMPT, lambda: generate(asked_text).payload)
+
+
+def _export_anew(choice: ExportChoice) -> Mapping[str, Any]:
+    """Export over what an earlier demo left in its own folder."""
+    shutil.rmtree(choice.out, ignore_errors=True)
+    return export(choice).payload
 
 
 def _judge(edge: Path, options: DemoChoice) -> dict[str, Any]:
