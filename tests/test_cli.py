@@ -160,12 +160,8 @@ def test_ctrl_c_leaves_a_state_that_resume_completes(tmp_path):
     succeeded("compress", model, tmp_path / "whole", *asked)
     whole, resumed = tree(tmp_path / "whole"), tree(tmp_path / "out")
     assert whole.keys() == resumed.keys()
-    assert [n for n in whole if whole[n] != resumed[n]] in (
-        [],
-        ["compress.log"],
-        ["compress.log", "report.json"],
-        ["report.json"],
-    )
+    # Only what tells the time may differ.
+    assert {name for name in whole if whole[name] != resumed[name]} <= {"compress.log", "report.json"}
 
 
 def test_the_demo_on_a_model_that_takes_seconds(tmp_path):
