@@ -1,6 +1,6 @@
 """Fill the marked places of README.md with figures from bench/results: `python bench/readme.py [--check]`.
 
-`<!-- results:NAME -->` ... `<!-- /results:NAME -->` encloses the table made from bench/results/NAME.json by the function
+`<!-- results:NAME -->` ... `<!-- /results:NAME -->` encloses the table of bench/results/NAME.json, made by the function
 of that name. `--check` changes nothing and fails where the text is not what the files say.
 """
 
