@@ -48,6 +48,18 @@ def layer(d_out: int, d_in: int) -> Problem:
     return Problem(weight, inputs.T @ inputs / np.float32(len(inputs)))
 
 
+def product_seconds(problem: Problem, function: str, *, threads: int, runs: int) -> float:
+    """Return the seconds of (W - Theta) C alone, C already packed: what twice the rows add to a call's time."""
+
+    def seconds(rows: int) -> float:
+        a = np.concatenate([problem.weight] * rows)
+        out = np.zeros_like(a)
+        call = getattr(native.core(), function)
+        return best_seconds(lambda: call(a, problem.gram, out, threads), runs=runs)
+
+    return seconds(2) - seconds(1)
+
+
 def measure(shape: tuple[int, int], *, threads: int, runs: int) -> dict[str, float | list[int]]:
     """Return milliseconds per iteration of both sides and of the products alone."""
     problem, k = layer(*shape), shape[1] // 2
@@ -70,11 +82,10 @@ def measure(shape: tuple[int, int], *, threads: int, runs: int) -> dict[str, flo
     peer = best_seconds(lambda: torch_awp(weight, gram, k=k, steps=steps), runs=runs)
     peer -= best_seconds(lambda: torch_awp(weight, gram, k=k, steps=0), runs=runs)
     flops = 2 * shape[0] * shape[1] ** 2
-    product = native.product_seconds(problem.weight, problem.gram, threads=threads, runs=runs)
-    peer_product = best_seconds(lambda: weight @ gram, runs=runs)
-    bf16 = native.product_seconds(
-        problem.weight, problem.gram, threads=threads, runs=runs, products="bfloat16"
-    )
+    product = product_seconds(problem, "product", threads=threads, runs=runs)
+    bf16 = product_seconds(problem, "product_bfloat16", threads=threads, runs=runs)
+    out = torch.empty_like(weight)
+    peer_product = best_seconds(lambda: torch.mm(weight, gram, out=out), runs=runs)
     return {
         "shape": list(shape),
         "native_ms": 1e3 * ours / steps,
