@@ -44,11 +44,14 @@ def sample_windows(
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((samples, seq_len), _start_token(model.config), dtype=torch.int64)
     cache = _cache(model.config, seq_len)
+    masks = _open_masks(model.config, cache, seq_len)
     small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS
     with torch_threads(1 if small else None), torch.inference_mode():
         for position in range(1, seq_len):
             last = tokens[:, position - 1 : position]
-            logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1].float()
+            mask = None if masks is None else masks[..., :position]
+            logits = model(input_ids=last, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+            logits = logits[:, -1].float()
             if not torch.isfinite(logits).all():
                 raise AwpError(f"{folder.path}: the model's logits are NaN or infinite at token {position}")
             tokens[:, position] = _draw(logits, generator)
@@ -91,6 +94,18 @@ def _cache(config: Any, length: int) -> Cache:
     return Cache(
         layers=[_ReservedLayer(length) if type(layer) is DynamicLayer else layer for layer in layers]
     )
+
+
+def _open_masks(config: Any, cache: Cache, length: int) -> torch.Tensor | None:
+    """Return a mask (1, 1, 1, length) that hides nothing, for models whose query heads share keys; else None.
+
+    With a mask, transformers folds the query heads that share a key into one product; torch's own kernel for shared
+    keys took 275 ms a token in bfloat16 where the folded one took 55 (SmolLM2-135M, 16 rows, 600 tokens, one thread).
+    """
+    text = config.get_text_config()
+    shared = getattr(text, "num_key_value_heads", None) not in (None, text.num_attention_heads)
+    plain = all(isinstance(layer, _ReservedLayer) for layer in cache.layers)
+    return torch.zeros((1, 1, 1, length), dtype=_fast_dtype()) if shared and plain else None
 
 
 def _draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
