@@ -20,8 +20,9 @@ def asvd(problem: Problem, constraint: LowRank, *, engine: Backend) -> tuple[Arr
 def weighted_factors(problem: Problem, constraint: LowRank) -> tuple[Array, Array]:
     """Return U_r and U_r^T W, where C = S S^T and U_r holds the first r left singular vectors of W S.
 
-    U_r U_r^T W S is the truncated SVD [W S]_r, so the error is 1/2 sum_{i > r} sigma_i(W S)^2, the smallest there is. This
-    equals [W S]_r S^+ up to the null space of C, but inverts nothing: an ill-conditioned or singular C costs no accuracy.
+    U_r U_r^T W S is the truncated SVD [W S]_r, so the error is 1/2 sum_{i > r} sigma_i(W S)^2, the smallest there
+    is. This equals [W S]_r S^+ up to the null space of C, but inverts nothing: an ill-conditioned or singular C
+    costs no accuracy.
     Computed in float64; cost O(d_in^3 + d_out d_in min(d_out, d_in)).
     """
     constraint.check(problem.shape)
