@@ -33,6 +33,7 @@ bench: $(VENV)/installed
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer.
 sanitize: $(VENV)/installed
