@@ -25,6 +25,9 @@ class Backend(Protocol):
 
     name: ClassVar[str]
 
+    def product(self, a: Array, b: Array) -> Array:
+        """Return a @ b."""
+
     def select(self, support: Support, gain: Array) -> Mask:
         """Return the mask with the largest total gain."""
 
@@ -47,6 +50,10 @@ class NumpyBackend:
 
     name: ClassVar[str] = "numpy"
 
+    def product(self, a: Array, b: Array) -> Array:
+        """Return a @ b."""
+        return a @ b
+
     def select(self, support: Support, gain: Array) -> Mask:
         """Return the mask with the largest total gain."""
         support.check((gain.shape[0], gain.shape[1]))
@@ -68,7 +75,7 @@ class NumpyBackend:
 
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
         """Run projected gradient descent."""
-        return minimise(iterate(problem, constraint, start, method=method), stop)
+        return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,10 @@ class NativeBackend:
 
     threads: int | None = None
     name: ClassVar[str] = "native"
+
+    def product(self, a: Array, b: Array) -> Array:
+        """Return a @ b."""
+        return native.product(a, b, threads=self.threads)
 
     def select(self, support: Support, gain: Array) -> Mask:
         """Return the mask with the largest total gain."""
@@ -102,7 +113,9 @@ class NativeBackend:
         return native.low_rank(problem.weight, problem.gram, constraint.rank)
 
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
-        """Run projected gradient descent."""
+        """Run projected gradient descent: fused in the core, or step by step where the grid is refitted."""
+        if method.refit:
+            return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
         return native.pgd(problem, constraint, start, method=method, stop=stop, threads=self.threads)
 
 

@@ -22,8 +22,9 @@ from .solvers.solve import finish, starting_point
 EFFORTS = ("fast", "default", "max")
 DEFAULT_METHOD = "awp"
 
-#: AWP's quantization mode and joint schedule. The text at hand does not give them: these are our choices.
-QUANTIZATION_STEPS = 10
+#: AWP's quantization mode and joint schedule. The text at hand does not give them: these are our choices. The grid is
+#: refitted to every Z, without which descent stays at round to nearest.
+QUANTIZATION_STEPS = 20
 JOINT_RAMP, JOINT_PRUNING_STEPS = 50, 100
 
 
@@ -199,14 +200,18 @@ def _awp(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> 
         return _asvd(problem, constraint, engine=engine)
     if isinstance(constraint.values, Reals):
         return _pgd(problem, constraint, engine=engine)
-    quantize = Stop(max_iter=QUANTIZATION_STEPS)
     if isinstance(constraint.support, Dense):
-        return _pgd(problem, constraint, engine=engine, start=problem.weight, stop=quantize)
+        return _quantize(problem, constraint, engine=engine, start=problem.weight)
     prune = Stop(max_iter=JOINT_PRUNING_STEPS)
     pruned = _pgd(
         problem, replace(constraint, values=Reals()), engine=engine, method=Pgd(ramp=JOINT_RAMP), stop=prune
     )
-    return _pgd(problem, constraint, engine=engine, start=pruned.theta, stop=quantize)
+    return _quantize(problem, constraint, engine=engine, start=pruned.theta)
+
+
+def _quantize(problem: Problem, constraint: Sparse, *, engine: Backend, start: Array) -> Result:
+    stop = Stop(max_iter=QUANTIZATION_STEPS)
+    return _pgd(problem, constraint, engine=engine, start=start, method=Pgd(refit=True), stop=stop)
 
 
 def _pgd(
@@ -219,7 +224,7 @@ def _pgd(
     stop: Stop = Stop(),
 ) -> Result:
     bound, theta = starting_point(problem, constraint, start, engine=engine, ramp=method.ramp)
-    return finish(bound, engine.pgd(problem, bound, theta, method=method, stop=stop))
+    return finish(engine.pgd(problem, bound, theta, method=method, stop=stop))
 
 
 #: Every method by the name the command line and the reports use.

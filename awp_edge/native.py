@@ -128,7 +128,7 @@ def pgd(
     if not found:
         raise infeasible(reason)
     history = np.asarray(objectives), np.asarray(residuals)
-    return Run(best, objective, *history, n_iter=len(objectives) - 1, reason=reason)
+    return Run(best, objective, *history, n_iter=len(objectives) - 1, reason=reason, constraint=constraint)
 
 
 def low_rank(weight: Array, gram: Array, rank: int) -> tuple[Array, Array]:

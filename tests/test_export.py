@@ -76,7 +76,11 @@ def test_the_summary_says_what_was_read_back(tied: tuple[Path, ExportSummary]) -
     layers = [CompressedModel(source).layer(name).dense() for name in CompressedModel(source).layer_names()]
     assert summary.weights.layers == len(layers) == 21
     assert summary.weights.weights == sum(layer.size for layer in layers)
-    assert summary.weights.zeros == sum(int((layer == 0).sum()) for layer in layers) >= summary.weights.weights / 2
+    assert (
+        summary.weights.zeros
+        == sum(int((layer == 0).sum()) for layer in layers)
+        >= summary.weights.weights / 2
+    )
     assert summary.agreement.kl < summary.tolerated_kl and summary.agreement.top1 > 0.9
     assert json.loads(json.dumps(summary.as_dict()))["n_bytes"] == summary.n_bytes
 
@@ -101,10 +105,14 @@ def packed_nodes(folder: Path) -> dict[str, Any]:
 def test_the_tied_embedding_shares_the_head_bytes(tied: tuple[Path, ExportSummary]) -> None:
     """Both nodes read one initializer, and no float copy of the table is left."""
     model = ir.load(tied[1].folder / graph.GRAPH_FILE)
-    (blocks,) = [v for name, v in model.graph.initializers.items() if name.startswith("lm_head") and "blocks" in name]
+    (blocks,) = [
+        v for name, v in model.graph.initializers.items() if name.startswith("lm_head") and "blocks" in name
+    ]
     assert {node.op_type for node, _ in blocks.uses()} == {"MatMulNBits", "Reshape"}
     table = tiny_models.VOCAB * 64
-    assert all(np.prod(v.shape.numpy()) * v.dtype.itemsize < 4 * table for v in model.graph.initializers.values())
+    assert all(
+        np.prod(v.shape.numpy()) * v.dtype.itemsize < 4 * table for v in model.graph.initializers.values()
+    )
 
 
 def test_logits_do_not_depend_on_the_chunks(tied: tuple[Path, ExportSummary]) -> None:
@@ -158,7 +166,9 @@ def test_a_written_weight_that_differs_is_found(tied: tuple[Path, ExportSummary]
     data = bytearray((edge / graph.DATA_FILE).read_bytes())
     data[blocks.offset + 100] ^= 0x10
     (edge / graph.DATA_FILE).write_bytes(data)
-    with pytest.raises(AwpError, match=r"layers\.2/mlp/down_proj/MatMul: the written graph holds other weights"):
+    with pytest.raises(
+        AwpError, match=r"layers\.2/mlp/down_proj/MatMul: the written graph holds other weights"
+    ):
         check_weights(edge, matches, dense)
 
 
@@ -234,7 +244,9 @@ NIBBLES = CompressSpec(method="rtn", bits=4, group_size=32)
 @pytest.mark.parametrize(("family", "spec", "dtype"), [
     ("llama", PRUNED, "bfloat16"), ("llama", NIBBLES, "float32"), ("gpt2", NIBBLES, "float32"),
 ])  # fmt: skip
-def test_transformers_loads_the_hf_format(family: str, spec: CompressSpec, dtype: str, tmp_path: Path) -> None:
+def test_transformers_loads_the_hf_format(
+    family: str, spec: CompressSpec, dtype: str, tmp_path: Path
+) -> None:
     """Weights are those of the compressed model; the model's dtype is kept where it holds them exactly."""
     model = tiny_models.build(family, tmp_path / "model", dtype="bfloat16")
     source = compress(model, tmp_path / "compressed", spec)
@@ -244,7 +256,9 @@ def test_transformers_loads_the_hf_format(family: str, spec: CompressSpec, dtype
     assert written.tensor_names() == ModelFolder(model).tensor_names()
     for name in compressed.layer_names():
         weight = written.tensor(f"{name}.weight")
-        np.testing.assert_array_equal(weight.T if family == "gpt2" else weight, compressed.layer(name).dense())
+        np.testing.assert_array_equal(
+            weight.T if family == "gpt2" else weight, compressed.layer(name).dense()
+        )
     window = np.arange(40)
     same = compare_logits(TorchModel(source).logits(window), TorchModel(summary.folder).logits(window))
     assert same.kl < EXACT
@@ -270,7 +284,9 @@ def test_stacked_and_split_linears_are_traced() -> None:
                          "layers.0/router": other, "layers.0/gate": fused[5:]})  # fmt: skip
     layers = {"m.layers.0.q": q, "m.layers.0.k": k, "m.layers.0.fused": fused}
     matches = graph.match_layers(model, list(layers), layers.__getitem__)
-    found = {node: [(part.layer[-1], part.start, part.stop) for part in rows] for node, rows in matches.items()}
+    found = {
+        node: [(part.layer[-1], part.start, part.stop) for part in rows] for node, rows in matches.items()
+    }
     assert found == {"layers.0/qk": [("q", 0, 8), ("k", 0, 4)], "layers.0/up": [("d", 0, 5)],
                      "layers.0/gate": [("d", 5, 12)]}  # fmt: skip
 

@@ -30,6 +30,8 @@ from awp_edge.constraints import BoundGrid
 from awp_edge.solvers.base import State, minimise, stop_reason
 from awp_edge.solvers.pgd import iterate, ramped, step_size
 
+ANY = Sparse(Dense())
+
 ENGINE = NumpyBackend()
 NEVER = Stop(max_iter=12, tol=0)
 #: Smaller examples than the default: every one runs a solver.
@@ -47,7 +49,7 @@ def test_iterates_are_those_of_algorithm_1(case: tuple[Problem, Sparse], times: 
     lipschitz = problem.lipschitz()
     assume(lipschitz > 0)
     step = step_size(problem, constraint, method=pgd(None if times is None else times / lipschitz))
-    states = iterate(problem, constraint, constraint.project(problem.weight), method=pgd(step))
+    states = iterate(problem, constraint, constraint.project(problem.weight), method=pgd(step), engine=ENGINE)
     expected = plain_pgd(problem, constraint, constraint.project(problem.weight), step=step, n=4)
     previous = next(states)
     np.testing.assert_array_equal(previous.theta, expected[0])
@@ -63,7 +65,7 @@ def test_iterates_are_those_of_algorithm_1(case: tuple[Problem, Sparse], times: 
 @given(cases(**SMALL))
 def test_states_describe_their_iterate(case: tuple[Problem, Sparse]) -> None:
     problem, constraint = case
-    states = iterate(problem, constraint, constraint.project(problem.weight), method=pgd())
+    states = iterate(problem, constraint, constraint.project(problem.weight), method=pgd(), engine=ENGINE)
     previous = None
     for state, _ in zip(states, range(5), strict=False):
         assert state.objective == problem.objective(state.theta)
@@ -88,7 +90,7 @@ def test_the_ramp_shrinks_the_support(data: st.DataObject) -> None:
     problem = data.draw(problems((2, 8)))
     constraint = data.draw(sparse_sets(problem.shape)).bind(problem.weight)
     ramp = data.draw(st.integers(1, 4))
-    states = iterate(problem, constraint, problem.weight, method=pgd(ramp=ramp))
+    states = iterate(problem, constraint, problem.weight, method=pgd(ramp=ramp), engine=ENGINE)
     for t, state in zip(range(ramp + 2), states, strict=False):
         assert state.feasible == (t >= ramp)
         assert not state.settled or t > ramp
@@ -100,7 +102,7 @@ def test_the_ramp_shrinks_the_support(data: st.DataObject) -> None:
 # ------------------------------------------------------------------------------------------------ the loop
 def states_of(*objectives: float, feasible: int = 0) -> list[State]:
     thetas = [np.full((1, 1), float(t)) for t in range(len(objectives))]
-    return [State(*pair, residual=1.0, feasible=t >= feasible) for t, pair in
+    return [State(*pair, residual=1.0, constraint=ANY, feasible=t >= feasible) for t, pair in
             enumerate(zip(thetas, objectives, strict=True))]  # fmt: skip
 
 
@@ -123,13 +125,13 @@ def test_only_feasible_iterates_count() -> None:
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        (State(np.zeros((1, 1)), float("inf"), 0.0), "diverged"),
-        (State(np.zeros((1, 1)), float("nan"), 1.0), "diverged"),
-        (State(np.zeros((1, 1)), 1.0, 0.009), "gradient"),
-        (State(np.zeros((1, 1)), 1.0, 0.01), None),
-        (State(np.zeros((1, 1)), 1.0, 0.009, feasible=False), None),
-        (State(np.zeros((1, 1)), 1.0, 1.0, settled=True), "fixed point"),
-        (State(np.zeros((1, 1)), 1.0, 1.0, feasible=False, settled=True), None),
+        (State(np.zeros((1, 1)), float("inf"), 0.0, ANY), "diverged"),
+        (State(np.zeros((1, 1)), float("nan"), 1.0, ANY), "diverged"),
+        (State(np.zeros((1, 1)), 1.0, 0.009, ANY), "gradient"),
+        (State(np.zeros((1, 1)), 1.0, 0.01, ANY), None),
+        (State(np.zeros((1, 1)), 1.0, 0.009, ANY, feasible=False), None),
+        (State(np.zeros((1, 1)), 1.0, 1.0, ANY, settled=True), "fixed point"),
+        (State(np.zeros((1, 1)), 1.0, 1.0, ANY, feasible=False, settled=True), None),
     ],
 )
 def test_stop_rules(state: State, reason: str | None) -> None:
@@ -326,3 +328,24 @@ def test_pgd_beats_its_start_on_correlated_inputs(backend: str, support: object,
     result = solve(problem, constraint, backend=backend)
     if support != Dense():  # rounding to nearest is a fixed point of short steps
         assert 0 < result.objective < 0.95 * result.objectives[0]
+
+
+@pytest.mark.parametrize("kept", [8, 16])
+def test_refitting_the_grid_leaves_round_to_nearest_where_a_frozen_grid_does_not(
+    backend: str, kept: int
+) -> None:
+    """A frozen grid holds descent at its start here; a refitted one moves on, and says on which grid it ended."""
+    rng = np.random.default_rng(7)
+    inputs = rng.standard_normal((64, 16)) * np.geomspace(0.3, 3, 16)
+    problem = Problem(rng.standard_normal((24, 16)), inputs.T @ inputs / 64)
+    constraint = Sparse(RowSparse(kept), IntGrid(3, 8))
+    frozen = solve(problem, constraint, start=problem.weight, stop=Stop(20), backend=backend)
+    refitted = solve(
+        problem, constraint, method=pgd(refit=True), start=problem.weight, stop=Stop(20), backend=backend
+    )
+    assert refitted.objective < 0.99 * frozen.objective
+    spec = IntGrid(3, 8)
+    assert refitted.encoding.scales is not None and refitted.encoding.zeros is not None
+    grid = BoundGrid(spec, refitted.encoding.scales, refitted.encoding.zeros)
+    assert np.array_equal(grid.decode(refitted.encoding.codes), refitted.theta)
+    assert np.count_nonzero(refitted.theta, axis=1).max() <= kept

@@ -49,6 +49,12 @@ class Sparse:
             return self
         return replace(self, values=self.values.fit(weight, gram))
 
+    def rebind(self, weight: Array) -> Sparse:
+        """Return the constraint with its bound grid fitted anew to a weight; itself for real values."""
+        if not isinstance(self.values, BoundGrid):
+            return self
+        return replace(self, values=self.values.spec.fit(weight))
+
     def project(self, z: Array) -> Array:
         """Return the nearest point of the set; cost O(d_out d_in)."""
         self.check((z.shape[0], z.shape[1]))

@@ -23,11 +23,13 @@ class State:
     theta: (d_out, d_in).  objective: f(Theta).  residual: ||(W - Theta) C||_F / ||W||_F.
     feasible: whether Theta lies in the set (a ramp passes through looser ones).
     settled: whether the last step left Theta unchanged.
+    constraint: the bound set that Theta was projected onto, which a refitted grid changes from step to step.
     """
 
     theta: Array
     objective: float
     residual: float
+    constraint: Sparse
     feasible: bool = True
     settled: bool = False
 
@@ -55,6 +57,7 @@ class Run:
     """Hold what an iteration left behind: the best feasible iterate and the history.
 
     objectives, residuals: float64, (n_iter + 1,), one entry per iterate, the start included.
+    constraint: the bound set that theta lies in.
     """
 
     theta: Array
@@ -63,6 +66,7 @@ class Run:
     residuals: NDArray[np.float64]
     n_iter: int
     reason: str
+    constraint: Sparse
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ def minimise(states: Iterator[State], stop: Stop) -> Run:
     if best is None or reason is None:
         raise infeasible(reason)
     history = np.asarray(objectives), np.asarray(residuals)
-    return Run(best.theta, best.objective, *history, n_iter=len(objectives) - 1, reason=reason)
+    steps = len(objectives) - 1
+    return Run(best.theta, best.objective, *history, steps, reason, best.constraint)
 
 
 def infeasible(reason: str | None) -> ValueError:

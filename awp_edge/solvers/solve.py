@@ -43,15 +43,15 @@ def solve(
         factors = engine.factors(problem, constraint)
         return low_rank_result(problem.objective(factors[0] @ factors[1]), factors, constraint)
     bound, theta = starting_point(problem, constraint, start, engine=engine, ramp=method.ramp)
-    return finish(bound, engine.pgd(problem, bound, theta, method=method, stop=stop))
+    return finish(engine.pgd(problem, bound, theta, method=method, stop=stop))
 
 
-def finish(constraint: Sparse, run: Run) -> Result:
-    """Return the result of a run over a bound constraint."""
+def finish(run: Run) -> Result:
+    """Return the result of a run."""
     theta = np.ascontiguousarray(run.theta)
     converged = run.reason not in (ITERATIONS, DIVERGED)
     return Result(
-        theta, run.objective, run.objectives, run.n_iter, converged, run.reason, encode(constraint, theta)
+        theta, run.objective, run.objectives, run.n_iter, converged, run.reason, encode(run.constraint, theta)
     )
 
 
