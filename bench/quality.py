@@ -30,7 +30,7 @@ DENSE_PERPLEXITY = 19.26
 
 def awp_edge(*arguments: str) -> dict[str, Any]:
     """Run a command with --json and return its object; its progress stays visible."""
-    command = [sys.executable, "-m", "awp_edge.cli", *arguments, "--json"]
+    command = [sys.executable, "-P", "-m", "awp_edge.cli", *arguments, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 

@@ -59,7 +59,7 @@ def build_float_graph(model: Path, out: Path, *, fuse_qkv: bool) -> ir.Model:
     """
     out.mkdir(parents=True, exist_ok=True)
     options = ["hf_token=false", f"fuse_qkv={str(fuse_qkv).lower()}"]
-    command = [sys.executable, "-m", BUILDER, "-i", str(model.resolve()), "-o", str(out.resolve()), "-p", "fp32",
+    command = [sys.executable, "-P", "-m", BUILDER, "-i", str(model.resolve()), "-o", str(out.resolve()), "-p", "fp32",
                "-e", "cpu", "-c", str((out / "cache").resolve()), "--extra_options", *options]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, check=False)

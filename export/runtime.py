@@ -155,7 +155,7 @@ class EdgeModel:
                 "vocab_size": self.vocab_size,
                 "result": str(result),
             }
-            command = [sys.executable, "-m", f"{__package__}.measure", json.dumps({**asked, **sizes})]
+            command = [sys.executable, "-P", "-m", f"{__package__}.measure", json.dumps({**asked, **sizes})]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode or not result.is_file():
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1]
