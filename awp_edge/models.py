@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AwpError, UsageError
-from .storage import StoredTensor, TensorFile, read_json, write_json, writing
+from .storage import StoredTensor, TensorFile, read_json, sole_owner, write_json, writing
 
 Progress = Callable[[str], None]
 
@@ -183,12 +183,22 @@ def fetch(name: str, directory: str | Path, *, progress: Progress | None = None)
     if name not in SOURCES:
         raise UsageError(f"unknown model {name!r}; fetch offers {', '.join(sorted(SOURCES))}")
     target = Path(directory)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        return _already_there(name, target, say)
+    with writing(target):
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with sole_owner(target.absolute().parent):  # a second process waits, then finds the model
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            return _already_there(name, target, say)
+        return _download(name, target, say)
+
+
+def _download(name: str, target: Path, say: Progress) -> dict[str, Any]:
+    """Fill TARGET.partial and turn it into TARGET."""
+    from .fetching import SOURCES
+
     partial = target.with_name(target.name + ".partial")
     with writing(partial):
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir()
     try:
         with writing(partial):
             source = SOURCES[name](partial, say)

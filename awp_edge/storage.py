@@ -259,3 +259,19 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise AwpError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Hold an advisory lock on a folder; another process that asks for it waits. No lock where the system has none."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
