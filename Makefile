@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 AWP_CACHE ?= $(HOME)/.cache/awp-edge
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 # PyTorch without CUDA: the package index's own Linux wheels bring gigabytes that no CPU needs.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CXX_TESTS ?= build/cxx-tests
