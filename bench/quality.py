@@ -35,15 +35,22 @@ def awp_edge(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def calibration_options(options: argparse.Namespace) -> list[str]:
+    """Return the command's own defaults, or the prototypes' protocol with statistics shared by all rows."""
+    if options.defaults:
+        return []
+    protocol = ["--samples", "64", "--seq-len", "2048", "--one-shot"]
+    return [*protocol, "--statistics", str(options.work / "statistics")]
+
+
 def measure(name: str, options: argparse.Namespace, *, backend: str) -> dict[str, Any]:
     """Return one row: compress, evaluate, compare with the prototype, delete the compressed folder."""
     arguments, prototype = ROWS[name]
     out = options.work / f"{name.replace(' ', '-').replace('%', '')}-{backend}"
     shutil.rmtree(out, ignore_errors=True)
     compressed = awp_edge(
-        "compress", str(options.model), str(out), *arguments, "--calibration", str(options.calibration),
-        "--samples", "64", "--seq-len", "2048", "--one-shot", "--statistics", str(options.work / "statistics"),
-        "--backend", backend,
+        "compress", str(options.model), str(out), *arguments, "--calibration", options.calibration,
+        *calibration_options(options), "--backend", backend,
     )  # fmt: skip
     evaluated = awp_edge("eval", str(out), "--text", str(options.text), "--windows", str(options.windows))
     shutil.rmtree(out)
@@ -52,7 +59,9 @@ def measure(name: str, options: argparse.Namespace, *, backend: str) -> dict[str
         "backend": backend,
         "perplexity": evaluated["perplexity"],
         "mean_relative_error": compressed["mean_relative_error"],
+        "seconds": compressed["seconds"],
         "solve_seconds": compressed["solve_seconds"],
+        "peak_memory_bytes": compressed["peak_memory_bytes"],
         "bits_per_weight": compressed["bits_per_weight"],
         "prototype_perplexity": prototype[0] if prototype else None,
         "prototype_relative_error": prototype[1] if prototype else None,
@@ -65,7 +74,8 @@ def main() -> None:
     """Measure every row in every backend and write bench/results/quality.json as it grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--calibration", required=True, help="a file, or self")
+    parser.add_argument("--defaults", action="store_true", help="calibrate as the command does by default")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--backends", default="native,numpy")
@@ -78,6 +88,7 @@ def main() -> None:
         "eval", str(options.model), "--text", str(options.text), "--windows", str(options.windows)
     )
     results: dict[str, Any] = {
+        "calibration": Path(options.calibration).name,
         "text": options.text.name,
         "windows": dense["windows"],
         "dense_perplexity": dense["perplexity"],
