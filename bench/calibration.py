@@ -7,11 +7,14 @@ calibration whole: weights read block by block, hidden states written to disk, e
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, for both sides
 
 import numpy as np
 import torch

@@ -72,25 +72,44 @@ def solver(result: Result) -> str:
 
 
 def quality(result: Result) -> str:
-    """Return the perplexity of every method."""
+    """Return the perplexity of every method, beside the prototype's where there is one."""
     measured = result["results"]
-    rows = [("dense", "", f"{measured['dense_perplexity']:.2f}", "", "32")]
+    rows = [("dense", "", f"{measured['dense_perplexity']:.2f}", "", "", "32")]
     rows += [
         (
             row["name"],
             row["backend"],
             f"{row['perplexity']:.2f}",
-            f"{row['mean_relative_error']:.4f}",
+            "-" if row.get("prototype_perplexity") is None else f"{row['prototype_perplexity']:.2f}",
+            f"{row['mean_relative_error']:.5f}",
             f"{row['bits_per_weight']:.2f}",
         )
         for row in measured["rows"]
     ]
-    header = ("", "backend", "perplexity", "mean relative error", "bits/weight")
-    return f"{_table(header, rows)}\n\n{measured['text']}, {measured['windows']} windows of 2048. {_where(result)}.\n"
+    header = ("", "backend", "perplexity", "prototype", "mean relative error", "bits/weight")
+    note = (
+        f"{measured['text']}, {measured['windows']} windows of 2048; calibrated on {measured['calibration']}"
+    )
+    return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
+
+
+def calibration(result: Result) -> str:
+    """Return what calibration costs beside the bare forward passes."""
+    measured = result["results"]
+    ratios = measured["ratio_to_bare_forward"]
+    cost = f"{ratios['float32']:.2f}x (float32 Gram products) and {ratios['bfloat16']:.2f}x (bfloat16)"
+    size = f"{measured['samples']} windows of {measured['seq_len']} tokens, {measured['threads']} threads"
+    return f"{cost} the time of the bare forward passes over {size}. {_where(result)}.\n"
 
 
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
-    {"demo": demo, "solver": solver, "quality": quality, "quality_joined": quality}
+    {
+        "demo": demo,
+        "solver": solver,
+        "calibration": calibration,
+        "quality": quality,
+        "quality_self": quality,
+    }
 )
 
 

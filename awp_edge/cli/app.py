@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 (failed), 2 (usage), 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _quiet_libraries()
+    # torch's idle OpenMP threads would spin on the cores that the native core computes on between two layers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = _run(arguments)
         sys.stdout.flush()
