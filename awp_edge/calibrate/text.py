@@ -94,7 +94,7 @@ def _documents(path: Path, text: str) -> Iterator[str]:
 def _named_text(name: str, samples: int | None, seq_len: int) -> str:
     """Load a data set by name: the training part, as much as the windows need."""
     try:
-        import datasets  # type: ignore[import-untyped]
+        import datasets
 
         with _quiet("huggingface_hub"):
             return _load(datasets, name, _CHARACTERS_PER_TOKEN * seq_len * (samples or 128))
