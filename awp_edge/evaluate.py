@@ -26,7 +26,7 @@ class LogitsSource(Protocol):
     def vocab_size(self) -> int:
         """Return the number of logits per token."""
 
-    def encode(self, text: str) -> Sequence[int]:
+    def encode(self, text: str) -> Sequence[int] | NDArray[np.integer[Any]]:
         """Return the text's tokens, no special token added."""
 
     def logits(self, window: Tokens) -> Iterator[Logits]:
