@@ -45,9 +45,10 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
+    """Return once the path is there, or the process has finished its work before anyone looked."""
+    while not path.exists() and process.poll() is None:
         time.sleep(0.002)
+    assert not process.poll(), process.communicate()[1]
 
 
 def contents(folder: Path) -> dict[str, str]:
