@@ -37,7 +37,9 @@ def demo(result: Result) -> str:
             f"{row['decode_tokens_per_second']:.0f}",
             f"{row['peak_memory_bytes'] / 1e6:.0f} MB",
         )
-        for name, row in result["rows"].items()
+        for name, row in sorted(
+            result["rows"].items(), key=lambda item: (-item[1]["bytes"], item[1]["sparsity"])
+        )
     )
     header = ("", "folder", "bits/weight", "perplexity", "KL to dense", "same top-1", "prefill tok/s", "decode tok/s",
               "peak memory")  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MACHINE = {"processor": "A CPU", "cpu": "A CPU", "cores": 2, "date": "2026-01-02"}
-ROW = {"bytes": 1e6, "bits_per_weight": 4.5, "perplexity": 10.0, "kl": None, "top1_agreement": None,
+ROW = {"bytes": 1e6, "sparsity": 0.0, "bits_per_weight": 4.5, "perplexity": 10.0, "kl": None, "top1_agreement": None,
        "prefill_tokens_per_second": 100.0, "decode_tokens_per_second": 50.0, "peak_memory_bytes": 2e6}  # fmt: skip
 RESULTS = {
     "demo": {"rows": {"dense": ROW, "INT4": {**ROW, "kl": 0.01, "top1_agreement": 0.9}}, "machine": MACHINE,
