@@ -1,8 +1,7 @@
-"""The table of named methods and the options that choose one layer's constraint."""
+"""The table of named methods."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -12,137 +11,19 @@ import numpy as np
 
 from .backend import Backend, resolve
 from .baselines import asvd, magnitude, rtn, wanda
-from .constraints import NM, BalancedBlock, Dense, IntGrid, LowRank, Reals, RowSparse, Sparse, Support
-from .errors import UsageError
+from .constraints import Dense, LowRank, Reals, Sparse
 from .problem import Array, Problem
 from .solvers.base import Result, Stop, encode, low_rank_result
 from .solvers.pgd import Pgd
 from .solvers.solve import finish, starting_point
+from .spec import DEFAULT_METHOD, EFFORTS, CompressSpec
 
-EFFORTS = ("fast", "default", "max")
-DEFAULT_METHOD = "awp"
+__all__ = ["DEFAULT_METHOD", "EFFORTS", "METHODS", "CompressSpec", "Method", "compress_layer"]
 
 #: AWP's quantization mode and joint schedule. The text at hand does not give them: these are our choices. The grid is
 #: refitted to every Z, without which descent stays at round to nearest.
 QUANTIZATION_STEPS = 20
 JOINT_RAMP, JOINT_PRUNING_STEPS = 50, 100
-
-
-@dataclass(frozen=True)
-class CompressSpec:
-    """Choose the method and the constraint of every layer.
-
-    Args:
-        method: a name in `METHODS`.
-        sparsity: share of weights to prune, 0 <= s < 1; k = floor((1 - s) d_in + 1/2) stay in every row.
-        pattern: "row", "N:M" or "K/64"; the last two imply their sparsity.
-        bits: 2, 3, 4 or 8 for an integer grid, None for real values.
-        group_size: inputs that share a scale.
-        rank: an integer is a rank, a fraction below 1 a share of the parameters; excludes the others.
-        effort: "fast", "default" or "max".
-
-    Raises:
-        UsageError: values out of range, or options that contradict each other.
-    """
-
-    method: str = DEFAULT_METHOD
-    sparsity: float = 0.0
-    pattern: str = "row"
-    bits: int | None = None
-    group_size: int = 64
-    rank: float | None = None
-    effort: str = "default"
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"method {self.method!r} is unknown: choose one of {', '.join(METHODS)}")
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"sparsity must lie in [0, 1), got {self.sparsity}")
-        if self.effort not in EFFORTS:
-            raise UsageError(f"effort must be one of {', '.join(EFFORTS)}, got {self.effort!r}")
-        self._check_pattern()
-        self._check_values()
-        method = METHODS[self.method]
-        if not method.handles(self.kind):
-            raise UsageError(
-                f"method {self.method!r} does not do {self.kind}: it does {' and '.join(method.kinds)}"
-            )
-
-    @property
-    def kind(self) -> str:
-        """Return "pruning", "quantization", "joint" or "low rank"."""
-        if self.rank is not None:
-            return "low rank"
-        sparse = self.pattern != "row" or self.sparsity > 0
-        if self.bits is None:
-            return "pruning"
-        return "joint" if sparse else "quantization"
-
-    def support(self, shape: tuple[int, int]) -> Support:
-        """Return the support of a (d_out, d_in) layer."""
-        if self.pattern != "row":
-            first, separator, second = _parse_pattern(self.pattern)
-            return NM(first, second) if separator == ":" else BalancedBlock(first, second)
-        if self.sparsity == 0:
-            return Dense()
-        # Six decimals undo what binary floats make of 0.3, so that halves round up.
-        return RowSparse(int(np.floor(round((1 - self.sparsity) * shape[1], 6) + 0.5)))
-
-    def constraint(self, shape: tuple[int, int]) -> Sparse | LowRank:
-        """Return the constraint of a (d_out, d_in) layer.
-
-        Raises:
-            ValueError: a group size or pattern that does not divide d_in.
-        """
-        if self.rank is not None:
-            return LowRank(self.rank_for(shape))
-        grid = Reals() if self.bits is None else IntGrid(self.bits, self.group_size, half_scales=True)
-        constraint = Sparse(self.support(shape), grid)
-        constraint.check(shape)
-        return constraint
-
-    def rank_for(self, shape: tuple[int, int]) -> int:
-        """Return the rank: as given (at most full), or the largest whose factors fit the share of parameters."""
-        assert self.rank is not None
-        if self.rank >= 1:
-            return min(int(self.rank), *shape)
-        return max(1, int(self.rank * shape[0] * shape[1] / (shape[0] + shape[1])))
-
-    def _check_pattern(self) -> None:
-        if self.pattern == "row":
-            return
-        first, separator, second = _parse_pattern(self.pattern)
-        if not 0 < first <= second or (separator == "/" and second != 64):
-            raise UsageError(
-                f"pattern {self.pattern!r} must be N:M with 0 < N <= M, or K/64 with 0 < K <= 64"
-            )
-        implied = 1 - first / second
-        if self.sparsity and abs(self.sparsity - implied) > 1e-9:
-            raise UsageError(
-                f"pattern {self.pattern} implies sparsity {implied:g}: drop --sparsity {self.sparsity:g}"
-            )
-
-    def _check_values(self) -> None:
-        if self.bits is not None:
-            try:
-                IntGrid(self.bits, self.group_size)
-            except ValueError as error:
-                raise UsageError(str(error)) from None
-        if self.rank is None:
-            return
-        if not 0 < self.rank < np.inf or (self.rank >= 1 and self.rank != int(self.rank)):
-            raise UsageError(f"rank must be a positive integer or a share below 1, got {self.rank:g}")
-        if self.bits is not None or self.sparsity or self.pattern != "row":
-            raise UsageError(
-                "--rank excludes --sparsity, --pattern and --bits: low rank is a constraint of its own"
-            )
-
-
-def _parse_pattern(pattern: str) -> tuple[int, str, int]:
-    match = re.fullmatch(r"(\d+)([:/])(\d+)", pattern)
-    if match is None:
-        raise UsageError(f"pattern {pattern!r} is not one of row, N:M (2:4) or K/64 (32/64)")
-    return int(match[1]), match[2], int(match[3])
 
 
 class Solver(Protocol):

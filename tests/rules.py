@@ -17,18 +17,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "problem"}),
     frozenset({"constraints", "storage"}),
     frozenset({"solvers", "baselines", "backend", "native", "theory"}),
-    frozenset({"methods", "artifacts", "models", "fetching", "gguf_folder"}),
+    frozenset({"methods", "spec", "artifacts", "models", "fetching", "gguf_folder"}),
     frozenset({"options", "checkpoint"}),
     frozenset({"plan", "record", "evaluate", "report", "calibrate"}),
     frozenset({"compress", "export"}),
     frozenset({"cli"}),
 )
-SOLVING = frozenset({"solvers", "baselines", "backend", "native", "methods"})
+SOLVING = frozenset({"solvers", "baselines", "backend", "native", "methods", "spec"})
 #: What a package must not import although it lies below: export and compress meet only through artifacts.
 FORBIDDEN: Mapping[str, frozenset[str]] = {
     "export": (SOLVING - {"solvers"}) | {"calibrate", "plan", "compress"},
     "compress": frozenset({"calibrate", "export"}),
-    "calibrate": frozenset({"methods", "solvers", "baselines", "backend"}),
+    "calibrate": frozenset({"methods", "spec", "solvers", "baselines", "backend"}),
 }
 #: Imports inside functions that the rules above would refuse: (module, package), each for the reason given.
 LAZY_EXCEPTIONS: Mapping[tuple[str, str], str] = {
