@@ -7,12 +7,17 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from . import native
 from .constraints import BoundGrid, LowRank, Mask, Reals, Sparse, Support
 from .constraints.values import Codes
 from .problem import Array, Problem
+from .solvers.admm import Admm, admm
 from .solvers.base import Run, Stop, minimise
 from .solvers.pgd import Pgd, iterate
+from .solvers.refit import refit
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,14 @@ class Backend(Protocol):
 
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
         """Run projected gradient descent from a start inside the set (or W, with a ramp)."""
+
+    def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
+        """Return the sparse end of a splitting run."""
+
+    def refit(
+        self, problem: Problem, mask: Mask, start: Array, *, steps: int
+    ) -> tuple[Array, NDArray[np.float64]]:
+        """Minimise f inside the mask; return Theta and f of every row."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,16 @@ class NumpyBackend:
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
         """Run projected gradient descent."""
         return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
+
+    def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
+        """Return the sparse end of a splitting run."""
+        return admm(problem, support, method=method, engine=self)
+
+    def refit(
+        self, problem: Problem, mask: Mask, start: Array, *, steps: int
+    ) -> tuple[Array, NDArray[np.float64]]:
+        """Minimise f inside the mask by conjugate gradients."""
+        return refit(problem, mask, start, steps=steps, engine=self)
 
 
 @dataclass(frozen=True)
@@ -117,6 +140,16 @@ class NativeBackend:
         if method.refit:
             return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
         return native.pgd(problem, constraint, start, method=method, stop=stop, threads=self.threads)
+
+    def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
+        """Return the sparse end of a splitting run."""
+        return native.admm(problem, support, method=method, threads=self.threads)
+
+    def refit(
+        self, problem: Problem, mask: Mask, start: Array, *, steps: int
+    ) -> tuple[Array, NDArray[np.float64]]:
+        """Minimise f inside the mask by conjugate gradients."""
+        return native.refit(problem, mask, start, steps=steps, threads=self.threads)
 
 
 def resolve(name: str, *, threads: int | None = None, constraint: Sparse | LowRank | None = None) -> Backend:

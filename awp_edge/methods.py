@@ -12,6 +12,7 @@ import numpy as np
 from .backend import Backend, resolve
 from .baselines import asvd, magnitude, rtn, wanda
 from .constraints import Dense, LowRank, Reals, Sparse
+from .plus import EFFORT, prune
 from .problem import Array, Problem
 from .solvers.base import Result, Stop, encode, low_rank_result
 from .solvers.pgd import Pgd
@@ -40,6 +41,7 @@ class Method:
     summary: str
     kinds: tuple[str, ...]
     run: Solver
+    takes_effort: bool = False
 
     def handles(self, kind: str) -> bool:
         """Return whether the method can serve this kind of constraint."""
@@ -108,6 +110,17 @@ def _pgd(
     return finish(engine.pgd(problem, bound, theta, method=method, stop=stop))
 
 
+def _awp_plus(
+    problem: Problem, constraint: Sparse | LowRank, *, engine: Backend, effort: str = "default"
+) -> Result:
+    if isinstance(constraint, LowRank):
+        return _asvd(problem, constraint, engine=engine)
+    theta, objectives = prune(problem, constraint.support, effort=EFFORT[effort], engine=engine)
+    history = np.array(objectives)
+    encoding = encode(constraint, theta)
+    return Result(theta, float(history[-1]), history, len(history) - 1, True, "closed form", encoding)
+
+
 #: Every method by the name the command line and the reports use.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
@@ -119,6 +132,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "projected gradient descent (Liu et al. 2025)",
             ("pruning", "quantization", "joint", "low rank"),
             _awp,
+        ),
+        "awp-plus": Method(
+            "splitting search, refit: the least error per second", ("pruning", "low rank"), _awp_plus, True
         ),
     }
 )
@@ -145,4 +161,6 @@ def compress_layer(
     problem = Problem(weight, gram)
     constraint = spec.constraint(problem.shape)
     engine = resolve(backend, threads=threads, constraint=constraint)
-    return METHODS[spec.method].run(problem, constraint, engine=engine)
+    method = METHODS[spec.method]
+    options = {"effort": spec.effort} if method.takes_effort else {}
+    return method.run(problem, constraint, engine=engine, **options)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .constraints import BoundGrid, Mask, Sparse
+from .constraints import BoundGrid, Mask, Sparse, Support
 from .constraints.base import Descriptor
 from .constraints.values import Codes
 from .errors import AwpError
 from .problem import Array, Problem
+from .solvers.admm import Admm, proximal_matrix
 from .solvers.base import Run, Stop, infeasible
 from .solvers.pgd import Pgd, ramped, step_size
 
@@ -129,6 +130,38 @@ def pgd(
         raise infeasible(reason)
     history = np.asarray(objectives), np.asarray(residuals)
     return Run(best, objective, *history, n_iter=len(objectives) - 1, reason=reason, constraint=constraint)
+
+
+def admm(problem: Problem, support: Support, *, method: Admm, threads: int | None = None) -> Array:
+    """Return the sparse end of a splitting run; Ctrl-C stops it."""
+    out = np.empty_like(problem.weight)
+    counts = [step.descriptor()[1] for step in method.supports(support, problem.shape)]
+    core().admm(
+        problem.weight,
+        proximal_matrix(problem.gram, method.penalty),
+        out,
+        support.descriptor(),
+        counts=counts,
+        bfloat16=method.products == "bfloat16",
+        threads=thread_count(threads),
+    )
+    return out
+
+
+def refit(
+    problem: Problem, mask: Mask, start: Array, *, steps: int, threads: int | None = None
+) -> tuple[Array, NDArray[np.float64]]:
+    """Minimise f inside the mask by conjugate gradients; return Theta and f of every row. Ctrl-C stops it."""
+    theta = np.array(start, order="C")
+    rows = core().refit(
+        problem.weight,
+        problem.gram,
+        np.ascontiguousarray(mask),
+        theta,
+        steps=steps,
+        threads=thread_count(threads),
+    )
+    return theta, np.asarray(rows)
 
 
 def low_rank(weight: Array, gram: Array, rank: int) -> tuple[Array, Array]:

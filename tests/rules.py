@@ -17,13 +17,14 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "problem"}),
     frozenset({"constraints", "storage"}),
     frozenset({"solvers", "baselines", "backend", "native", "theory"}),
+    frozenset({"plus"}),
     frozenset({"methods", "spec", "artifacts", "models", "fetching", "gguf_folder"}),
     frozenset({"options", "checkpoint"}),
     frozenset({"plan", "record", "evaluate", "report", "calibrate"}),
     frozenset({"compress", "export"}),
     frozenset({"cli"}),
 )
-SOLVING = frozenset({"solvers", "baselines", "backend", "native", "methods", "spec"})
+SOLVING = frozenset({"solvers", "baselines", "backend", "native", "plus", "methods", "spec"})
 #: What a package must not import although it lies below: export and compress meet only through artifacts.
 FORBIDDEN: Mapping[str, frozenset[str]] = {
     "export": (SOLVING - {"solvers"}) | {"calibrate", "plan", "compress"},

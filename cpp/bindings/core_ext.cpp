@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "awp/admm.hpp"
 #include "awp/cpu.hpp"
 #include "awp/low_rank.hpp"
 #include "awp/matmul.hpp"
@@ -103,6 +104,26 @@ template <class T> void bind(nb::module_& m) {
   nb::arg("best").noconvert(), "support"_a, "grid"_a.none(), nb::kw_only(), "step"_a, "max_iter"_a, "tol"_a,
   "weight_norm"_a, "ramp"_a, "counts"_a, "bfloat16"_a, "threads"_a,
   "Run projected gradient descent; return (found, objective, objectives, residuals, reason).");
+
+  m.def("admm", [](In<T> weight, In<T> inverse, Out<T> out, const Descriptor& descriptor,
+                   std::vector<std::size_t> counts, bool bfloat16_products, std::size_t threads) {
+    const AdmmOptions options{std::move(counts), bfloat16_products, threads, check_signals};
+    const nb::gil_scoped_release unlocked;
+    admm<T>(view(weight), view(inverse), support_of(descriptor), options, view(out));
+  }, nb::arg("weight").noconvert(), nb::arg("inverse").noconvert(), nb::arg("out").noconvert(), "support"_a,
+  nb::kw_only(), "counts"_a, "bfloat16"_a, "threads"_a, "Write the sparse end of a splitting run.");
+
+  m.def("refit", [](In<T> weight, In<T> gram, In<bool> mask, Out<T> theta, std::size_t steps, std::size_t threads) {
+    std::vector<double> objectives(weight.shape(0));
+    const View<const std::uint8_t> inside{reinterpret_cast<const std::uint8_t*>(mask.data()), mask.shape(0), mask.shape(1)};
+    {
+      const nb::gil_scoped_release unlocked;
+      refit<T>(view(weight), view(gram), inside, view(theta), objectives.data(), {steps, threads, check_signals});
+    }
+    return objectives;
+  }, nb::arg("weight").noconvert(), nb::arg("gram").noconvert(), nb::arg("mask").noconvert(),
+  nb::arg("theta").noconvert(), nb::kw_only(), "steps"_a, "threads"_a,
+  "Refit theta on the mask in place; return f of every row.");
 
   m.def("low_rank", [](In<T> weight, In<T> gram, Out<T> left, Out<T> right) {
     const nb::gil_scoped_release unlocked;

@@ -1,0 +1,35 @@
+// Search for a support by splitting, and the refit on a support that is given. Twins of awp_edge/solvers/admm.py and
+// refit.py. Rows share nothing but C: a tile of rows runs all its steps on its own.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "awp/project.hpp"
+
+namespace awp {
+
+struct AdmmOptions {
+  std::vector<std::size_t> counts;   // counts of the support at every step, the last one its own
+  bool bfloat16_products;            // rounds the operands of float32 products
+  std::size_t threads;
+  std::function<void()> checkpoint;  // called by the calling thread after its steps; may throw to stop the run
+};
+
+// Runs V <- V - P(V) + prox_f(2 P(V) - V) from V = W, with prox_f(Y) = W - (W - Y) rho (C + rho I)^-1, and writes P(V).
+// inverse: rho (C + rho I)^-1, symmetric (d_in, d_in).
+template <class T>
+void admm(View<const T> weight, View<const T> inverse, const Support& support, const AdmmOptions& options, View<T> out);
+
+struct RefitOptions {
+  std::size_t steps, threads;
+  std::function<void()> checkpoint;
+};
+
+// Minimises f over the weights inside the mask by conjugate gradients, every row for itself, preconditioned by the
+// diagonal of C, from `theta`, which is overwritten; objectives: f of every row afterwards.
+template <class T>
+void refit(View<const T> weight, View<const T> gram, View<const std::uint8_t> mask, View<T> theta, double* objectives,
+           const RefitOptions& options);
+
+}  // namespace awp

@@ -1,0 +1,177 @@
+"""The mask search, the refit behind it and awp-plus: what they reach, and what they must never do."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import F_TOLERANCE, assert_same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import DTYPES, GRAM_KINDS, make_gram, make_weight, problems, supports
+
+from awp_edge import NM, BalancedBlock, BlockSparse, CompressSpec, Problem, RowSparse, Sparse, compress_layer
+from awp_edge.backend import NativeBackend, NumpyBackend
+from awp_edge.constraints import Support
+from awp_edge.solvers.admm import Admm, admm, proximal_matrix, scaled
+from awp_edge.solvers.refit import refit
+from awp_edge.solvers.scaling import conditional_variance
+
+NUMPY = NumpyBackend()
+SUPPORTS: dict[str, Support] = {
+    "row": RowSparse(24),
+    "2:4": NM(2, 4),
+    "balanced": BalancedBlock(8, 16),
+    "block": BlockSparse(5, 8, 3),
+}
+
+
+def layer(dtype: str, gram: str = "samples", shape: tuple[int, int] = (35, 48)) -> Problem:
+    return Problem(make_weight("heavy tails", shape, dtype, seed=3), make_gram(gram, shape[1], dtype, seed=4))
+
+
+def least_squares(problem: Problem, row: int, mask: np.ndarray) -> float:
+    """Return the smallest f of one row on a support, by the normal equations."""
+    inside, residual = np.flatnonzero(mask), problem.weight[row].copy()
+    if inside.size:
+        gram = problem.gram[np.ix_(inside, inside)]
+        residual[inside] -= np.linalg.lstsq(gram, problem.gram[inside] @ problem.weight[row], rcond=None)[0]
+    return 0.5 * float(residual @ problem.gram @ residual)
+
+
+# ------------------------------------------------------------------------------------------------ refit
+@given(problems((3, 6)), st.integers(0, 2**18 - 1))
+def test_refit_reaches_the_least_squares_optimum(problem: Problem, bits: int) -> None:
+    mask = (bits >> np.arange(18) & 1).astype(bool).reshape(3, 6)
+    start = np.where(mask, problem.weight, 0.0)
+    theta, rows = refit(problem, mask, start, steps=30, engine=NUMPY)
+    assert not theta[~mask].any()
+    size = problem.objective(np.zeros(problem.shape)) + problem.objective(start)
+    assert rows.sum() == pytest.approx(problem.objective(theta), abs=1e-9 * size)
+    for row in range(3):
+        assert rows[row] <= least_squares(problem, row, mask[row]) + 1e-6 * size
+
+
+@given(problems((3, 6)), st.integers(1, 6))
+def test_refit_never_raises_f(problem: Problem, k: int) -> None:
+    mask = RowSparse(k).select(np.abs(problem.weight))
+    start = np.where(mask, problem.weight, 0.0)
+    objectives = [refit(problem, mask, start, steps=steps, engine=NUMPY)[1] for steps in range(5)]
+    slack = 1e-12 * problem.objective(np.zeros(problem.shape)) + 1e-12 * objectives[0].max()
+    assert all((after <= before + slack).all() for before, after in itertools.pairwise(objectives))
+
+
+# ------------------------------------------------------------------------------------------------ scaling
+def test_variances_of_independent_inputs_are_their_own() -> None:
+    gram = np.diag([1.0, 4.0, 0.25])
+    np.testing.assert_allclose(conditional_variance(gram, 0.5), np.diag(gram), rtol=1e-12)
+
+
+def test_a_repeated_input_keeps_little_variance() -> None:
+    inputs = np.random.default_rng(0).normal(size=(500, 4))
+    inputs[:, 3] = inputs[:, 0] + 0.01 * inputs[:, 3]
+    gram = inputs.T @ inputs / 500
+    share = conditional_variance(gram, 0.3) / np.diag(gram)
+    assert share[0] < 0.3 and share[3] < 0.3 and share[1] > 0.9
+
+
+@given(problems((2, 6)), st.floats(0, 1))
+def test_variances_lie_between_nothing_and_the_diagonal(problem: Problem, sparsity: float) -> None:
+    found = conditional_variance(problem.gram, sparsity)
+    assert (found > 0).all() and np.isfinite(found).all()
+    live = np.diag(problem.gram) > 0
+    assert (found[live] <= np.diag(problem.gram)[live] * (1 + 1e-9)).all()
+
+
+def test_scaling_leaves_f_alone() -> None:
+    problem = layer("float64")
+    scale = np.linspace(0.5, 2, 48)
+    theta = np.where(np.arange(48) % 2, problem.weight, 0)
+    assert scaled(problem, scale).objective(theta * scale) == pytest.approx(
+        problem.objective(theta), rel=1e-12
+    )
+
+
+# ------------------------------------------------------------------------------------------------ search
+def test_the_proximal_matrix_is_the_proximal_map() -> None:
+    problem, rho = layer("float64"), 0.7
+    target = np.random.default_rng(1).normal(size=problem.shape)
+    found = problem.weight - (problem.weight - target) @ proximal_matrix(problem.gram, rho)
+    gradient = problem.gradient(found) + rho * (found - target)
+    assert np.abs(gradient).max() < 1e-12 * np.abs(problem.gram).max()
+
+
+@given(supports((4, 12)), st.integers(0, 99))
+def test_independent_inputs_are_solved_exactly(support: Support, seed: int) -> None:
+    weight = np.random.default_rng(seed).normal(size=(4, 12))
+    problem = Problem(weight, np.eye(12))
+    found = admm(problem, support, method=Admm(steps=12), engine=NUMPY)
+    assert_same_bits(found != 0, Sparse(support).project(weight) != 0)
+
+
+@given(problems((4, 12)), st.data())
+def test_the_search_ends_in_the_support(problem: Problem, data: st.DataObject) -> None:
+    support = data.draw(supports((4, 12)))
+    for steps in (1, 2, 7):
+        assert Sparse(support).contains(admm(problem, support, method=Admm(steps=steps), engine=NUMPY))
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"penalty": 0.0}, {"ramp": 1.5}, {"products": "int8"}])
+def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Admm(**bad)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ twins
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_searches_and_refits_agree(isa: str, name: str, dtype: str) -> None:
+    problem, tolerance = layer(dtype), F_TOLERANCE[dtype]
+    inner = scaled(problem, np.sqrt(conditional_variance(problem.gram, 0.5)))
+    size = problem.objective(np.zeros_like(problem.weight))
+    reference, *twins = (NumpyBackend(), *(NativeBackend(threads) for threads in (1, 2, 3)))
+    found = reference.admm(inner, SUPPORTS[name], method=Admm(steps=9))
+    ours = [twin.admm(inner, SUPPORTS[name], method=Admm(steps=9)) for twin in twins]
+    assert_same_bits(ours[0] != 0, found != 0)
+    np.testing.assert_allclose(ours[0], found, rtol=0, atol=1e3 * tolerance * np.abs(found).max())
+    refitted, rows = reference.refit(inner, found != 0, found, steps=6)
+    theta, others = twins[0].refit(inner, found != 0, found, steps=6)
+    np.testing.assert_allclose(others, rows, rtol=0, atol=tolerance * size)
+    assert inner.objective(theta) == pytest.approx(inner.objective(refitted), abs=tolerance * size)
+    for twin, other in zip(twins[1:], ours[1:], strict=True):
+        assert_same_bits(other, ours[0])
+        assert_same_bits(twin.refit(inner, found != 0, found, steps=6)[0], theta)
+
+
+def test_bfloat16_products_find_as_good_a_support(isa: str) -> None:
+    problem = layer("float32", shape=(64, 96))
+    inner = scaled(problem, np.sqrt(conditional_variance(problem.gram, 0.5)))
+    ends = []
+    for products in ("float32", "bfloat16"):
+        found = NativeBackend().admm(inner, RowSparse(48), method=Admm(products=products))
+        ends.append(NativeBackend().refit(inner, found != 0, found, steps=10)[1].sum())
+    assert ends[1] == pytest.approx(ends[0], rel=0.02)
+
+
+# ------------------------------------------------------------------------------------------------ awp-plus
+@pytest.mark.parametrize("gram", GRAM_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_awp_plus_is_never_worse_than_its_start(gram: str, dtype: str) -> None:
+    problem = layer(dtype, gram)
+    for options in ({"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.9}, {"sparsity": 0.01}):
+        plus, wanda = (
+            compress_layer(problem.weight, problem.gram, CompressSpec(method=name, **options)).objective
+            for name in ("awp-plus", "wanda")
+        )
+        assert plus <= wanda * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("gram", ["samples", "spiked", "few samples"])
+def test_awp_plus_beats_algorithm_1(gram: str) -> None:
+    problem = layer("float64", gram)
+    plus, awp = (
+        compress_layer(problem.weight, problem.gram, CompressSpec(method=name, sparsity=0.5)).objective
+        for name in ("awp-plus", "awp")
+    )
+    assert plus < awp
