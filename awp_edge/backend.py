@@ -7,11 +7,16 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from . import native
 from .constraints import BoundGrid, LowRank, Mask, Reals, Sparse, Support
 from .constraints.values import Codes
 from .problem import Array, Problem
+from .solvers import descent, nearest_plane, ranges
 from .solvers.base import Run, Stop, minimise
+from .solvers.nearest_plane import Order
 from .solvers.pgd import Pgd, iterate
 
 log = logging.getLogger(__name__)
@@ -42,6 +47,25 @@ class Backend(Protocol):
 
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
         """Run projected gradient descent from a start inside the set (or W, with a ramp)."""
+
+    def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
+        """Return each group's candidate with the least weighted rounding error."""
+
+    def factor(self, gram: Array, order: Order) -> Array:
+        """Return upper triangular U with C[o, o] = U U^T."""
+
+    def nearest_plane(self, target: Array, upper: Array, order: Order, *, grid: BoundGrid) -> Array:
+        """Return the target rounded column by column."""
+
+    def masked_nearest_plane(
+        self, problem: Problem, theta: Array, mask: Mask, *, order: Order, grid: BoundGrid
+    ) -> Array:
+        """Return every row refitted on its mask and rounded there."""
+
+    def descend(
+        self, problem: Problem, theta: Array, grid: BoundGrid, *, mask: Mask | None = None
+    ) -> tuple[Array, BoundGrid]:
+        """Lower f by one code and one scale at a time."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +100,30 @@ class NumpyBackend:
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
         """Run projected gradient descent."""
         return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
+
+    def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
+        """Return each group's candidate with the least weighted rounding error."""
+        return ranges.cheapest_range(weight, importance, found)
+
+    def factor(self, gram: Array, order: Order) -> Array:
+        """Return upper triangular U with C[o, o] = U U^T."""
+        return nearest_plane.factor(gram, order)
+
+    def nearest_plane(self, target: Array, upper: Array, order: Order, *, grid: BoundGrid) -> Array:
+        """Return the target rounded column by column."""
+        return nearest_plane.nearest_plane(target, upper, order, grid=grid)
+
+    def masked_nearest_plane(
+        self, problem: Problem, theta: Array, mask: Mask, *, order: Order, grid: BoundGrid
+    ) -> Array:
+        """Return every row refitted on its mask and rounded there."""
+        return nearest_plane.masked_nearest_plane(problem, theta, mask, order=order, grid=grid)
+
+    def descend(
+        self, problem: Problem, theta: Array, grid: BoundGrid, *, mask: Mask | None = None
+    ) -> tuple[Array, BoundGrid]:
+        """Lower f by one code and one scale at a time."""
+        return descent.descend(problem, theta, grid, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -117,6 +165,31 @@ class NativeBackend:
         if method.refit:
             return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
         return native.pgd(problem, constraint, start, method=method, stop=stop, threads=self.threads)
+
+    def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
+        """Return each group's candidate with the least weighted rounding error."""
+        return native.cheapest_range(weight, importance, found, threads=self.threads)
+
+    def factor(self, gram: Array, order: Order) -> Array:
+        """Return upper triangular U with C[o, o] = U U^T."""
+        return native.factor(gram, order)
+
+    def nearest_plane(self, target: Array, upper: Array, order: Order, *, grid: BoundGrid) -> Array:
+        """Return the target rounded column by column."""
+        return native.nearest_plane(target, upper, order, grid=grid, threads=self.threads)
+
+    def masked_nearest_plane(
+        self, problem: Problem, theta: Array, mask: Mask, *, order: Order, grid: BoundGrid
+    ) -> Array:
+        """Return every row refitted on its mask and rounded there."""
+        options = {"order": order, "grid": grid, "threads": self.threads}
+        return native.masked_nearest_plane(problem, theta, mask, **options)
+
+    def descend(
+        self, problem: Problem, theta: Array, grid: BoundGrid, *, mask: Mask | None = None
+    ) -> tuple[Array, BoundGrid]:
+        """Lower f by one code and one scale at a time."""
+        return native.descend(problem, theta, grid, mask=mask, threads=self.threads)
 
 
 def resolve(name: str, *, threads: int | None = None, constraint: Sparse | LowRank | None = None) -> Backend:
