@@ -14,8 +14,10 @@ from . import native
 from .constraints import BoundGrid, LowRank, Mask, Reals, Sparse, Support
 from .constraints.values import Codes
 from .problem import Array, Problem
+from .solvers import descent, nearest_plane, ranges
 from .solvers.admm import Admm, admm
 from .solvers.base import Run, Stop, minimise
+from .solvers.nearest_plane import Order
 from .solvers.pgd import Pgd, iterate
 from .solvers.refit import refit
 
@@ -55,6 +57,25 @@ class Backend(Protocol):
         self, problem: Problem, mask: Mask, start: Array, *, steps: int
     ) -> tuple[Array, NDArray[np.float64]]:
         """Minimise f inside the mask; return Theta and f of every row."""
+
+    def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
+        """Return each group's candidate with the least weighted rounding error."""
+
+    def factor(self, gram: Array, order: Order) -> Array:
+        """Return upper triangular U with C[o, o] = U U^T."""
+
+    def nearest_plane(self, target: Array, upper: Array, order: Order, *, grid: BoundGrid) -> Array:
+        """Return the target rounded column by column."""
+
+    def masked_nearest_plane(
+        self, problem: Problem, theta: Array, mask: Mask, *, order: Order, grid: BoundGrid
+    ) -> Array:
+        """Return every row refitted on its mask and rounded there."""
+
+    def descend(
+        self, problem: Problem, theta: Array, grid: BoundGrid, *, mask: Mask | None = None
+    ) -> tuple[Array, BoundGrid]:
+        """Lower f by one code and one scale at a time."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +120,30 @@ class NumpyBackend:
     ) -> tuple[Array, NDArray[np.float64]]:
         """Minimise f inside the mask by conjugate gradients."""
         return refit(problem, mask, start, steps=steps, engine=self)
+
+    def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
+        """Return each group's candidate with the least weighted rounding error."""
+        return ranges.cheapest_range(weight, importance, found)
+
+    def factor(self, gram: Array, order: Order) -> Array:
+        """Return upper triangular U with C[o, o] = U U^T."""
+        return nearest_plane.factor(gram, order)
+
+    def nearest_plane(self, target: Array, upper: Array, order: Order, *, grid: BoundGrid) -> Array:
+        """Return the target rounded column by column."""
+        return nearest_plane.nearest_plane(target, upper, order, grid=grid)
+
+    def masked_nearest_plane(
+        self, problem: Problem, theta: Array, mask: Mask, *, order: Order, grid: BoundGrid
+    ) -> Array:
+        """Return every row refitted on its mask and rounded there."""
+        return nearest_plane.masked_nearest_plane(problem, theta, mask, order=order, grid=grid)
+
+    def descend(
+        self, problem: Problem, theta: Array, grid: BoundGrid, *, mask: Mask | None = None
+    ) -> tuple[Array, BoundGrid]:
+        """Lower f by one code and one scale at a time."""
+        return descent.descend(problem, theta, grid, mask=mask)
 
 
 @dataclass(frozen=True)
@@ -150,6 +195,31 @@ class NativeBackend:
     ) -> tuple[Array, NDArray[np.float64]]:
         """Minimise f inside the mask by conjugate gradients."""
         return native.refit(problem, mask, start, steps=steps, threads=self.threads)
+
+    def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
+        """Return each group's candidate with the least weighted rounding error."""
+        return native.cheapest_range(weight, importance, found, threads=self.threads)
+
+    def factor(self, gram: Array, order: Order) -> Array:
+        """Return upper triangular U with C[o, o] = U U^T."""
+        return native.factor(gram, order)
+
+    def nearest_plane(self, target: Array, upper: Array, order: Order, *, grid: BoundGrid) -> Array:
+        """Return the target rounded column by column."""
+        return native.nearest_plane(target, upper, order, grid=grid, threads=self.threads)
+
+    def masked_nearest_plane(
+        self, problem: Problem, theta: Array, mask: Mask, *, order: Order, grid: BoundGrid
+    ) -> Array:
+        """Return every row refitted on its mask and rounded there."""
+        options = {"order": order, "grid": grid, "threads": self.threads}
+        return native.masked_nearest_plane(problem, theta, mask, **options)
+
+    def descend(
+        self, problem: Problem, theta: Array, grid: BoundGrid, *, mask: Mask | None = None
+    ) -> tuple[Array, BoundGrid]:
+        """Lower f by one code and one scale at a time."""
+        return native.descend(problem, theta, grid, mask=mask, threads=self.threads)
 
 
 def resolve(name: str, *, threads: int | None = None, constraint: Sparse | LowRank | None = None) -> Backend:

@@ -12,7 +12,7 @@ import numpy as np
 from .backend import Backend, resolve
 from .baselines import asvd, magnitude, rtn, wanda
 from .constraints import Dense, LowRank, Reals, Sparse
-from .plus import EFFORT, prune
+from .plus import plus
 from .problem import Array, Problem
 from .solvers.base import Result, Stop, encode, low_rank_result
 from .solvers.pgd import Pgd
@@ -115,10 +115,7 @@ def _awp_plus(
 ) -> Result:
     if isinstance(constraint, LowRank):
         return _asvd(problem, constraint, engine=engine)
-    theta, objectives = prune(problem, constraint.support, effort=EFFORT[effort], engine=engine)
-    history = np.array(objectives)
-    encoding = encode(constraint, theta)
-    return Result(theta, float(history[-1]), history, len(history) - 1, True, "closed form", encoding)
+    return finish(plus(problem, constraint, effort=effort, engine=engine))
 
 
 #: Every method by the name the command line and the reports use.
@@ -134,7 +131,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             _awp,
         ),
         "awp-plus": Method(
-            "splitting search, refit: the least error per second", ("pruning", "low rank"), _awp_plus, True
+            "splitting search, refit, nearest plane, coordinate descent: the least error per second",
+            ("pruning", "quantization", "joint", "low rank"),
+            _awp_plus,
+            takes_effort=True,
         ),
     }
 )

@@ -22,7 +22,10 @@ from .errors import AwpError
 from .problem import Array, Problem
 from .solvers.admm import Admm, proximal_matrix
 from .solvers.base import Run, Stop, infeasible
+from .solvers.descent import PASSES
+from .solvers.nearest_plane import Order
 from .solvers.pgd import Pgd, ramped, step_size
+from .solvers.ranges import Candidates
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +167,66 @@ def refit(
     return theta, np.asarray(rows)
 
 
+def cheapest_range(
+    weight: Array, importance: Array, found: Candidates, *, threads: int | None = None
+) -> NDArray[np.int32]:
+    """Return each group's candidate with the least weighted rounding error, (d_out, groups)."""
+    weight = np.ascontiguousarray(weight)
+    importance = np.ascontiguousarray(importance, dtype=weight.dtype)[None]
+    index = np.empty(found.scales.shape[1:], dtype=np.int32)
+    scales, zeros = (part.reshape(-1, index.shape[1]) for part in (found.scales, found.zeros))
+    parts = scales.astype(weight.dtype, copy=False), zeros, found.spec.group_size, found.spec.top
+    core().cheapest_range(weight, importance, parts, index, thread_count(threads))
+    return index
+
+
+def factor(gram: Array, order: Order) -> Array:
+    """Return upper triangular U with C[o, o] = U U^T, computed in float64."""
+    upper = np.empty((len(order), len(order)), dtype=gram.dtype)
+    core().factor(np.ascontiguousarray(gram), _columns(order), upper)
+    return upper
+
+
+def nearest_plane(
+    target: Array, upper: Array, order: Order, *, grid: BoundGrid, threads: int | None = None
+) -> Array:
+    """Return the target rounded column by column, in an order of all columns."""
+    target, theta = np.ascontiguousarray(target), np.empty_like(target, order="C")
+    if len(order) != target.shape[1]:
+        raise ValueError(f"the order holds {len(order)} columns, but the target has {target.shape[1]}")
+    parts = target, np.ascontiguousarray(upper), _columns(order), _grid_parts(grid, target)
+    core().nearest_plane(*parts, theta, thread_count(threads))
+    return theta
+
+
+def masked_nearest_plane(
+    problem: Problem, start: Array, mask: Mask, *, order: Order, grid: BoundGrid, threads: int | None = None
+) -> Array:
+    """Return every row refitted on its mask and rounded there."""
+    theta, matrices = (
+        np.empty_like(problem.weight),
+        (problem.weight, problem.gram, np.ascontiguousarray(start)),
+    )
+    parts = np.ascontiguousarray(mask), _columns(order), _grid_parts(grid, theta)
+    core().masked_nearest_plane(*matrices, *parts, theta, thread_count(threads))
+    return theta
+
+
+def descend(
+    problem: Problem, theta: Array, grid: BoundGrid, *, mask: Mask | None = None, passes: int = PASSES,
+    rescale: bool = True, threads: int | None = None,
+) -> tuple[Array, BoundGrid]:  # fmt: skip
+    """Lower f by one code and one scale at a time; return theta and its grid, new arrays."""
+    theta = np.array(theta, dtype=problem.weight.dtype, order="C")
+    scales = np.array(grid.scales, dtype=theta.dtype, order="C")
+    core().descend(
+        problem.weight, problem.gram, theta, scales, _grid_parts(grid, theta),
+        None if mask is None else np.ascontiguousarray(mask),
+        passes=passes, rescale=rescale, half_scales=grid.spec.half_scales, threads=thread_count(threads),
+    )  # fmt: skip
+    return theta, BoundGrid(grid.spec, scales, grid.zeros)
+
+
 def low_rank(weight: Array, gram: Array, rank: int) -> tuple[Array, Array]:
     """Return factors (d_out, r), (r, d_in) of the activation-aware rank-r optimum."""
     left = np.empty((weight.shape[0], rank), dtype=weight.dtype)
@@ -235,6 +298,10 @@ def _supported() -> tuple[str, ...]:
 def _ready(build: str) -> bool:
     module = _module(build)
     return module is not None and bool(module.ready())
+
+
+def _columns(order: Order) -> NDArray[np.int64]:
+    return np.ascontiguousarray(order, dtype=np.int64)
 
 
 def _grid_parts(values: object, z: Array) -> tuple[Array, Codes, int, int] | None:

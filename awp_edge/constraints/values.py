@@ -87,7 +87,7 @@ class IntGrid:
         else:
             with np.errstate(over="ignore"):
                 scales = (high - low) / weight.dtype.type(self.top)
-        scales = _usable(scales, half=self.half_scales)
+        scales = usable_scales(scales, half=self.half_scales)
         if self.symmetric:
             zeros = np.full(scales.shape, 2 ** (self.bits - 1), dtype=np.uint8)
         else:
@@ -128,6 +128,18 @@ class BoundGrid:
         steps = self._grouped(codes).astype(np.int16) - self.zeros[..., None]
         return (steps.astype(self.scales.dtype) * self.scales[..., None]).reshape(codes.shape)
 
+    def row(self, i: int) -> BoundGrid:
+        """Return the grid of row i alone."""
+        return BoundGrid(self.spec, self.scales[i : i + 1], self.zeros[i : i + 1])
+
+    def round_column(self, z: Array, j: int) -> Array:
+        """Return the nearest grid points of entries (d_out,) that all stand in column j, in Z's dtype."""
+        group = j // self.spec.group_size
+        scale, zero = self.scales[:, group].astype(z.dtype, copy=False), self.zeros[:, group].astype(z.dtype)
+        with np.errstate(over="ignore"):
+            steps = np.rint(z / scale)
+        return (np.clip(steps + zero, 0, self.spec.top) - zero) * scale
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError for a matrix of another shape than the fitted one."""
         expected = (self.scales.shape[0], self.scales.shape[1] * self.spec.group_size)
@@ -139,7 +151,7 @@ class BoundGrid:
         return matrix.reshape(*self.scales.shape, self.spec.group_size)
 
 
-def _usable(scales: Array, *, half: bool) -> Array:
+def usable_scales(scales: Array, *, half: bool) -> Array:
     """Return scales that are positive (1 for an all-zero group) and, where asked, exactly a float16."""
     dtype = scales.dtype
     if not np.isfinite(scales).all():

@@ -5,5 +5,7 @@ namespace awp {
 
 // Adds the core's functions to a module.
 void bind_core(nanobind::module_& m);
+// Those that fit integer grids to the objective; part of bind_core.
+void bind_grids(nanobind::module_& m);
 
 }  // namespace awp

@@ -1,10 +1,7 @@
 // Thin: arrays in, arrays filled, the interpreter lock released. Shapes are checked by awp_edge/native.py.
+#include "arrays.hpp"
 #include "bindings.hpp"
 
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "awp/admm.hpp"
@@ -19,14 +16,6 @@ using namespace awp;
 
 namespace {
 
-template <class T> using In = nb::ndarray<const T, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-template <class T> using Out = nb::ndarray<T, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Descriptor = std::tuple<std::string, std::size_t, std::size_t, std::size_t>;
-template <class T> using GridParts = std::optional<std::tuple<In<T>, In<std::uint8_t>, std::size_t, int>>;
-
-template <class T> View<const T> view(const In<T>& array) { return {array.data(), array.shape(0), array.shape(1)}; }
-template <class T> View<T> view(const Out<T>& array) { return {array.data(), array.shape(0), array.shape(1)}; }
-
 Support support_of(const Descriptor& d) {
   return make_support(std::get<0>(d), std::get<1>(d), std::get<2>(d), std::get<3>(d));
 }
@@ -34,8 +23,7 @@ Support support_of(const Descriptor& d) {
 template <class T> SparseSet<T> set_of(const Descriptor& descriptor, const GridParts<T>& parts) {
   SparseSet<T> set{support_of(descriptor), std::nullopt};
   if (parts) {
-    const auto& [scales, zeros, group_size, top] = *parts;
-    set.grid = Grid<T>{view(scales), view(zeros), group_size, top};
+    set.grid = grid_of<T>(*parts);
   }
   return set;
 }
@@ -154,6 +142,7 @@ void awp::bind_core(nb::module_& m) {
   bind_products<float>(m, "product", "gram");
   bind_products<double>(m, "product", "gram");
   bind_products<bfloat16>(m, "product_bfloat16", "gram_bfloat16");
+  bind_grids(m);
   m.def("supported_isas", &supported_isas, "List what this machine can run, by the names of AWP_ISA.");
   m.def("ready", &amx_request_permission, "Return whether the operating system lets this build run.");
 }
