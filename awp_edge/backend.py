@@ -20,6 +20,7 @@ from .solvers.base import Run, Stop, minimise
 from .solvers.nearest_plane import Order
 from .solvers.pgd import Pgd, iterate
 from .solvers.refit import refit
+from .solvers.swap import Columns, swap
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ class Backend(Protocol):
         self, problem: Problem, mask: Mask, start: Array, *, steps: int
     ) -> tuple[Array, NDArray[np.float64]]:
         """Minimise f inside the mask; return Theta and f of every row."""
+
+    def swap(self, problem: Problem, mask: Mask, theta: Array, *, labels: Columns, candidates: int) -> Array:
+        """Return Theta after exact 1-swaps among each row's likeliest candidates."""
 
     def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
         """Return each group's candidate with the least weighted rounding error."""
@@ -120,6 +124,10 @@ class NumpyBackend:
     ) -> tuple[Array, NDArray[np.float64]]:
         """Minimise f inside the mask by conjugate gradients."""
         return refit(problem, mask, start, steps=steps, engine=self)
+
+    def swap(self, problem: Problem, mask: Mask, theta: Array, *, labels: Columns, candidates: int) -> Array:
+        """Return Theta after exact 1-swaps among each row's likeliest candidates."""
+        return swap(problem, mask, theta, labels=labels, candidates=candidates, engine=self)
 
     def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
         """Return each group's candidate with the least weighted rounding error."""
@@ -195,6 +203,11 @@ class NativeBackend:
     ) -> tuple[Array, NDArray[np.float64]]:
         """Minimise f inside the mask by conjugate gradients."""
         return native.refit(problem, mask, start, steps=steps, threads=self.threads)
+
+    def swap(self, problem: Problem, mask: Mask, theta: Array, *, labels: Columns, candidates: int) -> Array:
+        """Return Theta after exact 1-swaps among each row's likeliest candidates."""
+        options = {"labels": labels, "candidates": candidates, "threads": self.threads}
+        return native.swap(problem, mask, theta, **options)
 
     def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
         """Return each group's candidate with the least weighted rounding error."""

@@ -26,6 +26,7 @@ from .solvers.descent import PASSES
 from .solvers.nearest_plane import Order
 from .solvers.pgd import Pgd, ramped, step_size
 from .solvers.ranges import Candidates
+from .solvers.swap import Columns
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,30 @@ def refit(
         threads=thread_count(threads),
     )
     return theta, np.asarray(rows)
+
+
+def swap(
+    problem: Problem,
+    mask: Mask,
+    theta: Array,
+    *,
+    labels: Columns,
+    candidates: int,
+    threads: int | None = None,
+) -> Array:
+    """Return Theta after exact 1-swaps among each row's likeliest candidates; Ctrl-C stops it."""
+    gradient = product(problem.weight - theta, problem.gram, threads=threads)
+    out = np.array(theta, order="C")
+    core().swap(
+        problem.gram,
+        gradient,
+        np.ascontiguousarray(mask),
+        np.ascontiguousarray(labels, dtype=np.int64)[None],
+        out,
+        candidates=candidates,
+        threads=thread_count(threads),
+    )
+    return out
 
 
 def cheapest_range(

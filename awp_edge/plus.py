@@ -10,27 +10,29 @@ import numpy as np
 
 from .backend import Backend
 from .baselines.wanda import wanda_mask
-from .constraints import Dense, Reals, Sparse, Support
+from .constraints import NM, BalancedBlock, Dense, Reals, RowSparse, Sparse, Support
 from .problem import Array, Problem, ratio
 from .solvers.admm import Admm, scaled
 from .solvers.base import FIXED_POINT, Run
 from .solvers.quantize import quantize
 from .solvers.scaling import conditional_variance
+from .solvers.swap import Columns
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Set how long the stages run: the mask search and the steps of the refit behind it."""
+    """Set how long the stages run: the mask search, the steps of the refit behind it, the candidates of exact swaps."""
 
     search: Admm
     refit: int
+    swaps: int = 0
 
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         "fast": Effort(Admm(steps=8), refit=4),
         "default": Effort(Admm(steps=16), refit=8),
-        "max": Effort(Admm(steps=40), refit=16),
+        "max": Effort(Admm(steps=40), refit=16, swaps=48),
     }
 )
 
@@ -61,20 +63,45 @@ def prune(problem: Problem, support: Support, *, effort: Effort, engine: Backend
     """Return a sparse Theta, (d_out, d_in), and f after every stage that was kept, Wanda's mask first.
 
     Stages: Wanda; the splitting search in coordinates of unit conditional variance, where the penalty 1 weighs a kept
-    weight against an absent one as the refit would; conjugate gradients on the support it finds.
+    weight against an absent one as the refit would; conjugate gradients on the support it finds; at the effort "max",
+    exact swaps.
     """
     mask = wanda_mask(problem, Sparse(support), engine=engine)
     theta = np.where(mask, problem.weight, problem.weight.dtype.type(0))
     objectives = [problem.objective(theta)]
     if mask.any() and objectives[0] > 0:
         scale = np.sqrt(conditional_variance(problem.gram, 1 - float(mask.mean())))
-        inner = scaled(problem, scale)
-        found = engine.admm(inner, support, method=effort.search)
-        found, rows = engine.refit(inner, found != 0, found, steps=effort.refit)
-        if rows.sum() < objectives[0]:
-            theta = found / scale
-            objectives.append(float(rows.sum()))
+        found, later = _search(scaled(problem, scale), support, effort=effort, engine=engine)
+        if later[-1] < objectives[0]:
+            theta, objectives = found / scale, objectives + later
     return _run(problem, Sparse(support), theta, objectives=objectives, engine=engine)
+
+
+def _search(
+    problem: Problem, support: Support, *, effort: Effort, engine: Backend
+) -> tuple[Array, list[float]]:
+    """Return a sparse Theta and f after the refit and after the swaps, each row from the stage that is better in it."""
+    found = engine.admm(problem, support, method=effort.search)
+    theta, rows = engine.refit(problem, found != 0, found, steps=effort.refit)
+    objectives = [float(rows.sum())]
+    labels = swap_labels(support, problem.shape[1])
+    if effort.swaps and labels is not None:
+        other = engine.swap(problem, theta != 0, theta, labels=labels, candidates=effort.swaps)
+        other, others = engine.refit(problem, other != 0, other, steps=1)
+        theta = np.where((others < rows)[:, None], other, theta)
+        objectives.append(float(np.minimum(others, rows).sum()))
+    return theta, objectives
+
+
+def swap_labels(support: Support, d_in: int) -> Columns | None:
+    """Return labels of the inputs, equal where a support lets one replace the other; None where no single one may."""
+    if isinstance(support, RowSparse):
+        return np.zeros(d_in, dtype=np.intp)
+    if isinstance(support, NM):
+        return np.arange(d_in) // support.m
+    if isinstance(support, BalancedBlock):
+        return np.arange(d_in) % (d_in // support.block)
+    return None
 
 
 def _run(

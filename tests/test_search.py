@@ -14,9 +14,11 @@ from strategies import DTYPES, GRAM_KINDS, make_gram, make_weight, problems, sup
 from awp_edge import NM, BalancedBlock, BlockSparse, CompressSpec, Problem, RowSparse, Sparse, compress_layer
 from awp_edge.backend import NativeBackend, NumpyBackend
 from awp_edge.constraints import Support
+from awp_edge.plus import swap_labels
 from awp_edge.solvers.admm import Admm, admm, proximal_matrix, scaled
 from awp_edge.solvers.refit import refit
 from awp_edge.solvers.scaling import conditional_variance
+from awp_edge.solvers.swap import best_swaps, swap, swap_gains
 
 NUMPY = NumpyBackend()
 SUPPORTS: dict[str, Support] = {
@@ -123,6 +125,85 @@ def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
         Admm(**bad)  # type: ignore[arg-type]
 
 
+# ------------------------------------------------------------------------------------------------ swaps
+def definite(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(3 * n, n)) @ rng.normal(size=(n, n))
+    return inputs.T @ inputs / n, rng.normal(size=n)
+
+
+def lowest(schur: np.ndarray, linear: np.ndarray, kept: np.ndarray) -> float:
+    """Return min 1/2 y A y - b y over y on a support."""
+    return -0.5 * float(linear[kept] @ np.linalg.solve(schur[np.ix_(kept, kept)], linear[kept]))
+
+
+@given(st.integers(2, 7), st.data())
+def test_gains_are_those_of_solving_again(n: int, data: st.DataObject) -> None:
+    schur, linear = definite(n, data.draw(st.integers(0, 999)))
+    k = data.draw(st.integers(1, n - 1))
+    kept, absent = np.arange(k), np.arange(k, n)
+    precision = np.linalg.inv(schur[:k, :k])
+    gains = swap_gains(schur, linear, precision, kept=kept, absent=absent)
+    before = lowest(schur, linear, kept)
+    for p, u in itertools.product(range(n - k), range(k)):
+        after = lowest(schur, linear, np.append(np.delete(kept, u), absent[p]))
+        assert gains[p, u] == pytest.approx(before - after, rel=1e-6, abs=1e-9 * abs(before))
+
+
+@given(st.integers(2, 7), st.data())
+def test_no_swap_is_left(n: int, data: st.DataObject) -> None:
+    schur, linear = definite(n, data.draw(st.integers(0, 999)))
+    inside = np.arange(n) < data.draw(st.integers(1, n - 1))
+    y = best_swaps(schur, linear, inside, labels=np.zeros(n, dtype=np.intp))
+    kept, absent = np.flatnonzero(y), np.flatnonzero(y == 0)
+    reached = lowest(schur, linear, kept)
+    assert len(kept) == inside.sum() and reached <= lowest(schur, linear, np.flatnonzero(inside)) + 1e-12
+    for p, u in itertools.product(absent, range(len(kept))):
+        assert lowest(schur, linear, np.append(np.delete(kept, u), p)) >= reached * (1 + 1e-6)
+
+
+def test_labels_forbid_swaps() -> None:
+    schur, linear = definite(6, 1)
+    inside = np.arange(6) < 3
+    y = best_swaps(schur, linear, inside, labels=np.array([0, 0, 0, 1, 1, 1]))
+    assert_same_bits(y != 0, inside)
+
+
+@pytest.mark.parametrize("gram", GRAM_KINDS)
+def test_swaps_never_raise_f_and_stay_in_the_support(gram: str) -> None:
+    problem = layer("float64", gram)
+    for support in (RowSparse(24), NM(2, 4), BalancedBlock(8, 16)):
+        labels = swap_labels(support, 48)
+        assert labels is not None
+        mask = support.select(np.square(problem.weight) * problem.gram.diagonal())
+        theta, before = refit(problem, mask, problem.weight * mask, steps=60, engine=NUMPY)
+        found = swap(problem, mask, theta, labels=labels, candidates=8, engine=NUMPY)
+        size = problem.objective(np.zeros(problem.shape))
+        assert Sparse(support).contains(found)
+        assert problem.objective(found) <= before.sum() + 1e-5 * size
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["row", "2:4", "balanced"])
+def test_swaps_agree(isa: str, name: str, dtype: str) -> None:
+    problem, tolerance, support = layer(dtype), F_TOLERANCE[dtype], SUPPORTS[name]
+    mask = support.select(np.square(problem.weight) * problem.gram.diagonal())
+    start = np.where(mask, problem.weight, problem.weight.dtype.type(0))
+    theta, before = refit(problem, mask, start, steps=20, engine=NUMPY)
+    options = {"labels": swap_labels(support, 48), "candidates": 10}
+    reference, *twins = (
+        engine.swap(problem, mask, theta, **options)
+        for engine in (NUMPY, *(NativeBackend(threads) for threads in (1, 2, 3)))
+    )
+    size = problem.objective(np.zeros_like(problem.weight))
+    assert problem.objective(reference) < before.sum() - 1e-3 * size  # there was something to gain
+    assert problem.objective(twins[0]) == pytest.approx(
+        problem.objective(reference), abs=100 * tolerance * size
+    )
+    for twin in twins[1:]:
+        assert_same_bits(twin, twins[0])
+
+
 # ------------------------------------------------------------------------------------------------ twins
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SUPPORTS)
@@ -175,3 +256,20 @@ def test_awp_plus_beats_algorithm_1(gram: str) -> None:
         for name in ("awp-plus", "awp")
     )
     assert plus < awp
+
+
+def test_awp_plus_comes_close_to_the_optimum() -> None:
+    ratios = []
+    for seed in range(12):
+        inputs = np.random.default_rng(seed).normal(size=(30, 9)) @ np.random.default_rng(seed + 50).normal(
+            size=(9, 9)
+        )
+        problem = Problem(np.random.default_rng(seed + 100).normal(size=(1, 9)), inputs.T @ inputs / 30)
+        best = min(
+            least_squares(problem, 0, np.isin(np.arange(9), kept))
+            for kept in itertools.combinations(range(9), 4)
+        )
+        spec = CompressSpec(method="awp-plus", sparsity=5 / 9, effort="max")
+        ratios.append(compress_layer(problem.weight, problem.gram, spec).objective / best)
+    assert min(ratios) > 1 - 1e-9
+    assert sum(ratio < 1.001 for ratio in ratios) >= 8  # Wanda and Algorithm 1: none

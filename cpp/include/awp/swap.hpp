@@ -1,0 +1,24 @@
+// Exact 1-swaps among the likeliest candidates of every row. Twin of awp_edge/solvers/swap.py.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+#include "awp/matrix.hpp"
+
+namespace awp {
+
+template <class T> struct SwapProblem {
+  View<const T> gram, gradient;    // C (d, d) and (W - Theta) C (rows, d)
+  View<const std::uint8_t> mask;   // the support
+  View<const std::int64_t> labels; // (1, d): inputs with equal labels may be swapped
+};
+
+struct SwapOptions {
+  std::size_t candidates, threads;
+  std::function<void()> checkpoint;  // called by the calling thread between rows; may throw to stop the run
+};
+
+// Overwrites theta, refitted on the mask, by the weight after the swaps.
+template <class T> void swap(const SwapProblem<T>& problem, View<T> theta, const SwapOptions& options);
+
+}  // namespace awp
