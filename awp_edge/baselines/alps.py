@@ -54,13 +54,13 @@ def alps(problem: Problem, constraint: Sparse, *, engine: Backend, options: Alps
 def _admm(problem: Problem, constraint: Sparse, *, engine: Backend, options: Alps) -> tuple[Mask, Array]:
     """Alternate Theta = argmin f + <V, Theta - D> + rho/2 ||Theta - D||^2 and D = projection of Theta + V/rho."""
     weight, dtype = problem.weight, problem.weight.dtype
-    values, vectors = np.linalg.eigh(problem.gram.astype(np.float64))
-    values = np.maximum(values, 0) + options.damping
+    values, vectors = np.linalg.eigh(problem.gram)
+    values = np.maximum(values, 0) + dtype.type(options.damping)
     target = engine.product(weight, problem.gram) + dtype.type(options.damping) * weight
     rho, dual, kept = options.rho, np.zeros_like(weight), weight
     mask = engine.select(constraint.support, weight * weight)
     last_look = mask
-    inverse = ((vectors / (values + rho)) @ vectors.T).astype(dtype)
+    inverse = _inverse(values + dtype.type(rho), vectors, engine=engine)
     for step in range(1, options.max_iter + 1):
         theta = engine.product(target - dual + dtype.type(rho) * kept, inverse)
         free = theta + dual / dtype.type(rho)
@@ -73,8 +73,12 @@ def _admm(problem: Problem, constraint: Sparse, *, engine: Backend, options: Alp
         if changed == 0:
             break
         rho *= next(factor for share, factor in options.growth if changed > share)
-        last_look, inverse = mask, ((vectors / (values + rho)) @ vectors.T).astype(dtype)
+        last_look, inverse = mask, _inverse(values + dtype.type(rho), vectors, engine=engine)
     return mask, kept
+
+
+def _inverse(values: Array, vectors: Array, *, engine: Backend) -> Array:
+    return engine.product(vectors / values, np.ascontiguousarray(vectors.T))
 
 
 def refit(problem: Problem, mask: Mask, theta: Array, *, engine: Backend, steps: int) -> Array:
