@@ -55,7 +55,8 @@ class Gram:
 class CompressedLayer:
     """Hold one compressed linear as its file does.
 
-    encoding: codes, scales (float32 holding float16 values) and zeros | left and right | neither; mask if sparse.
+    encoding: codes, scales (float32 holding float16 values) and zeros, with input_scales where AWQ scaled the inputs |
+        left and right | neither; mask if sparse.
     values: float32 (d_out, d_in) where the encoding has neither codes nor factors.  bits: of a code, else None.
     """
 
@@ -79,13 +80,15 @@ class CompressedLayer:
         return layer
 
     def dense(self) -> NDArray[np.float32]:
-        """Return the weight, float32 (d_out, d_in): (code - zero) scale, left right, or the values."""
+        """Return the weight, float32 (d_out, d_in): (code - zero) scale (/ input scale), left right, or the values."""
         parts = self.encoding
         if parts.codes is not None and parts.scales is not None and parts.zeros is not None:
             groups = parts.codes.reshape(*parts.scales.shape, -1).astype(np.int16) - parts.zeros[..., None]
-            return (groups.astype(np.float32) * parts.scales[..., None].astype(np.float32)).reshape(
-                self.shape
-            )
+            scaled = groups.astype(np.float32) * parts.scales[..., None].astype(np.float32)
+            dense = scaled.reshape(self.shape)
+            if parts.input_scales is not None:
+                dense = np.asarray(dense / parts.input_scales, dtype=np.float32)
+            return dense
         if parts.left is not None and parts.right is not None:
             return np.asarray(parts.left @ parts.right, dtype=np.float32)
         assert self.values is not None
@@ -101,7 +104,8 @@ class CompressedLayer:
         """Return the bits that a dense export stores for this layer.
 
         Codes: 2, 4, 4, 8 bits for bits = 2, 3, 4, 8 (the operator has no 3-bit form); a 32-bit scale per group; a
-        zero point of the code's width per group, rows padded to bytes, left out where every one is the middle code.
+        zero point of the code's width per group, rows padded to bytes, left out where every one is the middle code;
+        a 32-bit scale per input where AWQ scaled the inputs.
         Real values and low-rank factors: 32 bits a number. Zeros cost as much as other values: no mask is stored.
         """
         parts, (d_out, d_in) = self.encoding, self.shape
@@ -110,7 +114,8 @@ class CompressedLayer:
         if parts.zeros is None or self.bits is None:
             return 32 * d_out * d_in
         middle = 2 ** (_DENSE_BITS[self.bits] - 1)
-        return grid_bits(
+        input_bits = 0 if parts.input_scales is None else _SCALE_BITS * d_in
+        return input_bits + grid_bits(
             self.shape, self.bits, parts.zeros.shape[1], zero_points=bool(np.any(parts.zeros != middle))
         )
 
@@ -148,6 +153,7 @@ def write_block(path: Path, layers: Sequence[CompressedLayer]) -> None:
             packed = _pack_nibbles(parts.codes) if (layer.bits or 8) <= 4 else parts.codes
             named |= {"codes": packed, "scales": _half(layer.name, parts.scales), "zeros": parts.zeros}
             named["mask"] = None if parts.mask is None else np.packbits(parts.mask, axis=1)
+            named["input_scales"] = parts.input_scales
         tensors |= {f"{layer.name}.{part}": array for part, array in named.items() if array is not None}
     metadata = {"schema_version": str(SCHEMA_VERSION), "layers": json.dumps(about, sort_keys=True)}
     write_tensors(path, tensors, metadata=metadata)
@@ -166,7 +172,7 @@ def read_layer(file: TensorFile, name: str) -> CompressedLayer:
         return file.tensor(f"{name}.{kind}") if f"{name}.{kind}" in held else None
 
     codes, scales, zeros, packed_mask, values = map(part, ("codes", "scales", "zeros", "mask", "values"))
-    left, right = part("left"), part("right")
+    left, right, input_scales = part("left"), part("right"), part("input_scales")
     if codes is not None and (bits or 8) <= 4:
         codes = _unpack_nibbles(codes, shape[1])
     whole = (codes, scales, zeros) if codes is not None else (left, right) if left is not None else (values,)
@@ -175,7 +181,9 @@ def read_layer(file: TensorFile, name: str) -> CompressedLayer:
     mask = None if packed_mask is None else np.unpackbits(packed_mask, axis=1, count=shape[1]).astype(bool)
     if values is not None and np.count_nonzero(values) < values.size:
         mask = values != 0
-    return CompressedLayer(name, shape, Encoding(codes, scales, zeros, mask, left, right), bits, values)
+    return CompressedLayer(
+        name, shape, Encoding(codes, scales, zeros, mask, left, right, input_scales), bits, values
+    )
 
 
 class CompressedModel:

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from .backend import Backend, resolve
-from .baselines import asvd, magnitude, rtn, wanda
+from .baselines import (
+    Gptq,
+    Scaled,
+    alps,
+    asvd,
+    awq,
+    gptq,
+    magnitude,
+    rtn,
+    sparsegpt,
+    svd,
+    wanda,
+    wanda_mask,
+)
 from .constraints import Dense, LowRank, Reals, Sparse
 from .plus import plus
 from .problem import Array, Problem
@@ -65,22 +78,61 @@ def _prune(baseline: Callable[..., Array]) -> Solver:
     return run
 
 
-def _rtn(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
+def _fitted(baseline: Callable[..., Array], **options: Any) -> Solver:
+    """Return the method that runs a baseline on the grid fitted to W, where there is a grid."""
+
+    def run(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
+        assert isinstance(constraint, Sparse)
+        bound = constraint.bind(problem.weight)
+        return _closed_form(bound, baseline(problem, bound, engine=engine, **options), problem=problem)
+
+    return run
+
+
+def _factored(baseline: Callable[..., tuple[Array, Array]]) -> Solver:
+    """Return the method that stores a baseline's two factors."""
+
+    def run(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
+        assert isinstance(constraint, LowRank)
+        factors = baseline(problem, constraint, engine=engine)
+        return low_rank_result(problem.objective(factors[0] @ factors[1]), factors, constraint)
+
+    return run
+
+
+def _awq(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
     assert isinstance(constraint, Sparse)
-    bound = constraint.bind(problem.weight)
-    return _closed_form(bound, rtn(problem, bound, engine=engine), problem=problem)
+    return _scaled(awq(problem, constraint, engine=engine), constraint, problem=problem)
 
 
-def _asvd(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
-    assert isinstance(constraint, LowRank)
-    factors = asvd(problem, constraint, engine=engine)
-    return low_rank_result(problem.objective(factors[0] @ factors[1]), factors, constraint)
+def _awq_wanda(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
+    """Quantize, then prune what came out."""
+    assert isinstance(constraint, Sparse)
+    found = awq(problem, constraint, engine=engine)
+    mask = wanda_mask(Problem(found.theta, problem.gram), constraint, engine=engine)
+    pruned = np.where(mask, found.scaled, found.scaled.dtype.type(0))
+    return _scaled(replace(found, scaled=pruned), constraint, problem=problem)
+
+
+def _wanda_awq(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
+    """Prune, then quantize what is left as if it were the dense weight."""
+    assert isinstance(constraint, Sparse)
+    pruned = Problem(wanda(problem, replace(constraint, values=Reals()), engine=engine), problem.gram)
+    return _scaled(awq(pruned, constraint, engine=engine), constraint, problem=problem)
+
+
+def _scaled(found: Scaled, constraint: Sparse, *, problem: Problem) -> Result:
+    """Return the result of codes for scaled inputs."""
+    bound = replace(constraint, values=found.constraint.values)
+    theta, objective = found.theta, problem.objective(found.theta)
+    encoding = replace(encode(bound, found.scaled), input_scales=found.input_scales)
+    return Result(theta, objective, np.array([objective]), 0, True, "closed form", encoding)
 
 
 def _awp(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
     """Run the paper's three modes: pruning, quantization from RTN, or a ramp followed by both projections."""
     if isinstance(constraint, LowRank):
-        return _asvd(problem, constraint, engine=engine)
+        return _factored(asvd)(problem, constraint, engine=engine)
     if isinstance(constraint.values, Reals):
         return _pgd(problem, constraint, engine=engine)
     if isinstance(constraint.support, Dense):
@@ -123,8 +175,20 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "magnitude": Method("largest weights kept", ("pruning", "joint"), _prune(magnitude)),
         "wanda": Method("largest |w| ||x|| kept (Sun et al. 2024)", ("pruning", "joint"), _prune(wanda)),
-        "rtn": Method("round to nearest", ("quantization",), _rtn),
-        "asvd": Method("activation-aware SVD, the low-rank optimum", ("low rank",), _asvd),
+        "sparsegpt": Method("OBS sweep (Frantar, Alistarh 2023)", ("pruning", "joint"), _fitted(sparsegpt)),
+        "alps": Method("ADMM, then refit (Meng et al. 2024)", ("pruning",), _fitted(alps)),
+        "rtn": Method("round to nearest", ("quantization",), _fitted(rtn)),
+        "gptq": Method("OBS sweep, static groups (Frantar et al. 2023)", ("quantization",), _fitted(gptq)),
+        "gptq-actorder": Method(
+            "GPTQ, inputs of largest energy first",
+            ("quantization",),
+            _fitted(gptq, options=Gptq("activation")),
+        ),
+        "awq": Method("input scales and clipping searched (Lin et al. 2024)", ("quantization",), _awq),
+        "awq+wanda": Method("AWQ, then Wanda on its result", ("joint",), _awq_wanda),
+        "wanda+awq": Method("Wanda, then AWQ on what is left", ("joint",), _wanda_awq),
+        "svd": Method("singular value decomposition of W", ("low rank",), _factored(svd)),
+        "asvd": Method("activation-aware SVD, the low-rank optimum", ("low rank",), _factored(asvd)),
         "awp": Method(
             "projected gradient descent (Liu et al. 2025)",
             ("pruning", "quantization", "joint", "low rank"),

@@ -111,8 +111,13 @@ class Source:
         return None if scales is None else self.shape(name)[1] // scales[1]
 
     def check_groups(self) -> None:
-        """Raise AwpError for a group size that ONNX Runtime does not take."""
+        """Raise AwpError for a group size that ONNX Runtime does not take, or for codes of scaled inputs."""
         for name in self.layers:
+            if "input_scales" in self._model.parts(name):
+                raise AwpError(
+                    f"{name} has AWQ's input scales, which no node of the edge graph carries; "
+                    "use --format hf, or compress with gptq"
+                )
             group = self.group_size(name)
             if group is not None:
                 check_block_size(name, self.shape(name)[1], group)

@@ -33,6 +33,8 @@ SPECS = [
     CompressSpec(method="rtn", bits=8, group_size=64),
     CompressSpec(method="wanda", bits=4, group_size=64, pattern="32/64"),
     CompressSpec(method="asvd", rank=5),
+    CompressSpec(method="awq", bits=3, group_size=64),
+    CompressSpec(method="wanda+awq", bits=4, group_size=64, sparsity=0.5),
 ]
 
 
@@ -54,7 +56,7 @@ def test_a_layer_comes_back_bit_for_bit(tmp_path: Path, spec: CompressSpec) -> N
     back = read_layer(TensorFile(tmp_path / "block"), "block.linear")
     np.testing.assert_array_equal(back.dense(), theta)
     assert (back.shape, back.bits, back.stored_bits()) == (layer.shape, layer.bits, layer.stored_bits())
-    for part in ("codes", "scales", "zeros", "mask", "left", "right"):
+    for part in ("codes", "scales", "zeros", "mask", "left", "right", "input_scales"):
         before, after = getattr(layer.encoding, part), getattr(back.encoding, part)
         assert (before is None) == (after is None), part
         if before is not None:
@@ -113,6 +115,13 @@ def test_zero_points_in_the_middle_cost_nothing() -> None:
 def test_zeros_and_factors_are_counted_as_stored() -> None:
     assert solved(SPECS[0])[1].bits_per_weight() == 32
     assert solved(SPECS[7])[1].bits_per_weight() == pytest.approx(32 * 5 * (9 + 128) / (9 * 128))
+
+
+def test_input_scales_are_counted() -> None:
+    plain, scaled = (
+        solved(CompressSpec(method=method, bits=4, group_size=64))[1] for method in ("rtn", "awq")
+    )
+    assert scaled.stored_bits() == plain.stored_bits() + 32 * 128
 
 
 def test_parts_that_are_not_the_weight_are_refused() -> None:

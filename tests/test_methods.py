@@ -66,7 +66,10 @@ def check_theta(theta: np.ndarray, encoding: object, *, kind: str) -> None:
         np.testing.assert_array_equal(encoding.mask, theta != 0)
     if kind in ("quantization", "joint"):
         scales, zeros = (np.repeat(part, 32, axis=1) for part in (encoding.scales, encoding.zeros))
-        np.testing.assert_array_equal((encoding.codes.astype(theta.dtype) - zeros) * scales, theta)
+        per_input = 1 if encoding.input_scales is None else encoding.input_scales
+        np.testing.assert_array_equal(
+            (encoding.codes.astype(theta.dtype) - zeros) * scales / per_input, theta
+        )
         np.testing.assert_array_equal(encoding.scales.astype(np.float16), encoding.scales)
         assert encoding.codes.max() <= 15
     if kind == "low rank":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backend import Backend
 from ..constraints import LowRank
@@ -30,6 +31,35 @@ def weighted_factors(problem: Problem, constraint: LowRank) -> tuple[Array, Arra
     u, _, _ = np.linalg.svd(weight @ gram_root(problem.gram), full_matrices=False)
     left = u[:, : constraint.rank]
     return left.astype(dtype), (left.T @ weight).astype(dtype)
+
+
+def junction(left: Array, right: Array) -> tuple[Array, Array, NDArray[np.intp]]:
+    """Return (L J, J^-1 R, pivots): the same product L R, whose right factor holds an identity in the pivot columns.
+
+    The r x r identity need not be stored: r (d_out + d_in - r) numbers and r indices are left of r (d_out + d_in).
+    Pivots are chosen one by one, the column of R farthest from the span of those before; where R has a rank below r,
+    the factors shrink to it. Computed in float64; cost O(r^2 d_in).
+
+    Source: LatentLLM (arXiv 2505.18413), junction matrices; proofs/T09 d.
+    """
+    exact = right.astype(np.float64)
+    rest, pivots = exact.copy(), list[int]()
+    floor = np.finfo(right.dtype).eps ** 2 * max(
+        1.0, float(np.max(np.sum(exact * exact, axis=0), initial=0.0))
+    )
+    for _ in range(len(right)):
+        squares = np.sum(rest * rest, axis=0)
+        pivot = int(np.argmax(squares))
+        if squares[pivot] <= floor:
+            break
+        axis = rest[:, pivot] / np.sqrt(squares[pivot])
+        rest -= np.outer(axis, axis @ rest)
+        pivots.append(pivot)
+    block = exact[:, pivots]
+    reduced = np.linalg.lstsq(block, exact, rcond=None)[0]
+    reduced[:, pivots] = np.eye(len(pivots))
+    joined = (left.astype(np.float64) @ block).astype(left.dtype)
+    return joined, reduced.astype(right.dtype), np.asarray(pivots, dtype=np.intp)
 
 
 def gram_root(gram: Array) -> Array:
