@@ -166,7 +166,7 @@ def _awp_plus(
     problem: Problem, constraint: Sparse | LowRank, *, engine: Backend, effort: str = "default"
 ) -> Result:
     if isinstance(constraint, LowRank):
-        return _asvd(problem, constraint, engine=engine)
+        return _factored(asvd)(problem, constraint, engine=engine)
     return finish(plus(problem, constraint, effort=effort, engine=engine))
 
 

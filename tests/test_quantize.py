@@ -83,7 +83,7 @@ def test_a_searched_range_clips_an_outlier_that_costs_little() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ nearest plane
-@pytest.mark.parametrize("d", [1, 2, 47, 48, 49, 130])
+@pytest.mark.parametrize("d", [1, 2, 31, 32, 33, 130])
 def test_factors_agree(isa: str, d: int) -> None:
     gram = damped(Problem(np.ones((1, d)), make_gram("few samples", d, "float64", seed=d))).gram
     order = np.random.default_rng(d).permutation(d)

@@ -10,7 +10,7 @@ from ..constraints.values import BoundGrid
 from ..problem import Array, Problem
 
 #: What a pass over all codes leaves to do falls by a factor of several; most layers are done after a handful.
-PASSES = 20
+PASSES = 10
 
 
 def descend(

@@ -3,7 +3,7 @@
 With C[o, o] = U U^T, U upper triangular and o the order, f = 1/2 sum_i (U_ii e_i + sum_{j<i} U_ji e_j)^2 for the
 errors e = t - q: the columns still to come absorb the errors of those that are done, at the price of U_ii^2 each.
 
-Source: GPTQ (arXiv 2210.17323), which is Babai's nearest plane algorithm (arXiv 2507.18553); proofs/T10.
+Source: GPTQ (arXiv 2210.17323), which is Babai's nearest plane algorithm (arXiv 2507.18553).
 """
 
 from __future__ import annotations

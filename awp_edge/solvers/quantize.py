@@ -28,10 +28,16 @@ class Effort:
     repeats: int
 
 
+#: On a mask every row needs a Cholesky factor of its own for each order and each repeat, so fewer are tried.
 EFFORTS = {
     "fast": Effort(("energy",), 0),
     "default": Effort(("energy", "redundancy"), 1),
     "max": Effort(("energy", "redundancy", "natural"), 3),
+}
+MASKED_EFFORTS = {
+    "fast": Effort(("energy",), 0),
+    "default": Effort(("energy",), 0),
+    "max": Effort(("energy", "redundancy"), 1),
 }
 
 
@@ -52,14 +58,15 @@ def quantize(
     Args:
         problem: W and C.
         constraint: its values are an integer grid, fitted or not (then ignored but for the specification).
-        start: real weights to round, (d_out, d_in), zero outside the mask: best the refit on it; W where None.
+        start: with a mask only: real weights that the ranges are fitted to, best the refit on the mask; W where None.
         mask: the support; all entries where None. A kept weight may still take the code of zero.
         engine: the backend.
         effort: "fast", "default" or "max".
 
     Returns: the best point, its bound constraint, and f after every stage, rounding to nearest first.
     """
-    return _Quantizer(problem, constraint, mask, engine).run(start, EFFORTS[effort])
+    efforts = EFFORTS if mask is None else MASKED_EFFORTS
+    return _Quantizer(problem, constraint, mask, engine).run(start, efforts[effort])
 
 
 def damped(problem: Problem, share: float = DAMPING) -> Problem:
@@ -108,7 +115,8 @@ class _Quantizer:
 
     def run(self, start: Array | None, effort: Effort) -> Run:
         """Go through the stages."""
-        target = self._restricted(self._problem.weight if start is None else start)
+        given = self._problem.weight if start is None or self._mask is None else start
+        target = self._restricted(given)
         first = self._spec.fit(target)
         history = [self._point(self._restricted(first.round(target)), first)]
         rounders, variance = self._rounders(target, effort.orders)

@@ -8,7 +8,7 @@ namespace awp {
 
 namespace {
 
-constexpr std::size_t kBlock = 48;
+constexpr std::size_t kBlock = 32;
 
 template <class T> T* room(std::vector<T>& buffer, std::size_t size) {
   if (buffer.size() < size) buffer.resize(size);
