@@ -73,3 +73,37 @@ def low_rank_optimum(weight: Array, gram: Array, rank: int) -> float:
 def junction_parameters(shape: tuple[int, int], rank: int) -> int:
     """Return how many numbers a rank-r weight needs in junction form: r (d_out + d_in - r) (T09 d)."""
     return rank * (sum(shape) - rank)
+
+
+def stationary_step(theta: Array, gradient: Array, k: int) -> float:
+    """Return the largest eta for which a row with at most k nonzeros is fixed, 0 where g != 0 on its support (T04 c).
+
+    inf where g = 0, for k = d among others; then every step leaves the row alone.
+    """
+    if k == 0 or not gradient.any():
+        return float("inf")
+    if gradient[theta != 0].any():
+        return 0.0
+    kept = float(np.sort(np.abs(theta))[-k])
+    return kept / float(np.abs(gradient).max())
+
+
+def grid_stationary_step(gradient: Array, steps: Array, *, inner: tuple[Array, Array]) -> float:
+    """Return the largest eta for which a row of grid points is fixed: min s_j / (2 |g_j|) (T04 e).
+
+    inner: whether each entry has a code below it, and one above; an outward pull at the end of the grid is free.
+    """
+    below, above = inner
+    pull = np.maximum(np.where(below, gradient, 0), np.where(above, -gradient, 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.min(np.where(pull > 0, steps / (2 * pull), np.inf)))
+
+
+def coordinate_slack(gradient: Array, steps: Array, diagonal: Array) -> Array:
+    """Return C_jj s_j / 2 - |g_j|: an entry inside its grid is coordinate-wise minimal where this is >= 0 (T04 e)."""
+    return diagonal * steps / 2 - np.abs(gradient)
+
+
+def rounding_step(gram: Array) -> float:
+    """Return 1/||C||_inf: up to this step, descent leaves round-to-nearest on a fixed grid where it is (T04 f)."""
+    return 1 / float(np.abs(gram).sum(axis=1).max())
