@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import combinations
+from types import MappingProxyType
+
 import numpy as np
 
 from .problem import Array
+
+#: The sharp constant of hard thresholding (T08 a).
+GOLDEN = (1 + 5**0.5) / 2
+#: Who proved a contraction by c delta_3k for hard thresholding (T08 c).
+RECOVERY_FACTORS: Mapping[str, float] = MappingProxyType(
+    {
+        "Blumensath and Davies, halving": 32**0.5,
+        "Blumensath and Davies": 8**0.5,
+        "Foucart": 2.0,
+        "Foucart and Rauhut": 3**0.5,
+        "sharp": GOLDEN,
+    }
+)
 
 
 def unit_roundoff(dtype: np.dtype[np.floating]) -> float:
@@ -107,3 +124,87 @@ def coordinate_slack(gradient: Array, steps: Array, diagonal: Array) -> Array:
 def rounding_step(gram: Array) -> float:
     """Return 1/||C||_inf: up to this step, descent leaves round-to-nearest on a fixed grid where it is (T04 f)."""
     return 1 / float(np.abs(gram).sum(axis=1).max())
+
+
+def moves_until_fixed(gap: float, *, step: float, lipschitz: float, spacing: float) -> float:
+    """Return 2 (f_0 - min f) / ((1/eta - L) delta^2): on a finite set no more steps change anything (T05 a).
+
+    Raises:
+        ValueError: eta >= 1/L, where nothing is promised (T03).
+    """
+    return smallest_move(gap, step=step, lipschitz=lipschitz, n_steps=1) / spacing**2
+
+
+def linear_rate(gram: Array, *, step: float) -> float:
+    """Return q = max |1 - eta lambda| over the positive eigenvalues of C_SS, 0 if there is none (T06 a)."""
+    values = np.linalg.eigvalsh(gram) if gram.size else np.zeros(0)
+    positive = (
+        values[values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0)]
+        if values.size
+        else values
+    )
+    return float(np.abs(1 - step * positive).max(initial=0.0))
+
+
+def excess_after(distance_squared: float, *, step: float, n_steps: int) -> float:
+    """Return ||theta(0) - theta_S||^2 / (4 e eta T): f - f_S is no larger after T steps, eta <= 1/L (T06 b)."""
+    return distance_squared / (4 * np.e * step * n_steps)
+
+
+def identification_radius(theta: Array, gradient: Array, *, step: float) -> float:
+    """Return gamma = (min_S |theta_j| - eta max_offS |g_j|) / 2: nearer than this the support is found (T06 c)."""
+    on = theta != 0
+    return (
+        float(np.abs(theta[on]).min(initial=np.inf)) - step * float(np.abs(gradient[~on]).max(initial=0.0))
+    ) / 2
+
+
+def restricted_eigenvalues(gram: Array, size: int) -> tuple[float, float]:
+    """Return (alpha_s, beta_s): the extreme eigenvalues over all principal s x s submatrices; C(d, s) of them (T07)."""
+    size = min(size, len(gram))
+    if size == 0:
+        return float("inf"), 0.0
+    chosen = np.array(list(combinations(range(len(gram)), size)))
+    values = np.linalg.eigvalsh(gram[chosen[:, :, None], chosen[:, None, :]])
+    return max(0.0, float(values[:, 0].min())), float(values[:, -1].max())
+
+
+def grades_bound(objective: float, best: float, *, kappa: float) -> float:
+    """Return f* + (kappa - 1)(sqrt f + sqrt f*)^2: f is no larger after a step of 1/beta_2k (T07 a, b)."""
+    return best + (kappa - 1) * (np.sqrt(objective) + np.sqrt(best)) ** 2
+
+
+def grades_limit(best: float, *, kappa: float) -> float:
+    """Return (kappa / (2 - kappa))^2 f*: limsup f is no larger; infinity for kappa >= 2 (T07 c)."""
+    return (kappa / (2 - kappa)) ** 2 * best if kappa < 2 else float("inf")
+
+
+def restricted_condition_floor(gram: Array) -> float:
+    """Return kappa_2, a lower bound of kappa_s for every s >= 2, from the pairs alone: O(d^2) (T07 e, T08 e).
+
+    With a = (C_ii + C_jj)/2 and r^2 = ((C_ii - C_jj)/2)^2 + C_ij^2 it is max (a + r) / min (a - r); infinity where
+    two inputs are proportional.
+    """
+    diagonal = gram.diagonal()
+    i, j = np.triu_indices(len(gram), 1)
+    mean, radius = (diagonal[i] + diagonal[j]) / 2, np.hypot((diagonal[i] - diagonal[j]) / 2, gram[i, j])
+    least, largest = float((mean - radius).min(initial=np.inf)), float((mean + radius).max(initial=0.0))
+    return largest / least if least > 0 else float("inf")
+
+
+def isometry_constant(gram: Array, size: int, *, step: float) -> float:
+    """Return delta_s of eta C: the largest deviation from 1 of an eigenvalue of an s x s submatrix (T08)."""
+    alpha, beta = restricted_eigenvalues(gram, size)
+    return max(1 - step * alpha, step * beta - 1)
+
+
+def recovery_error(distance: float, noise: float, *, rate: float, n_steps: int) -> float:
+    """Return rho^t ||theta(0) - x*|| + phi epsilon / (1 - rho), rho = phi delta_3k; infinity for rho >= 1 (T08 b)."""
+    if rate >= 1:
+        return float("inf")
+    return rate**n_steps * distance + GOLDEN * noise / (1 - rate)
+
+
+def largest_condition(factor: float) -> float:
+    """Return (1 + 1/c)/(1 - 1/c): a contraction by c delta needs a restricted condition number below it (T08 c)."""
+    return (1 + 1 / factor) / (1 - 1 / factor)

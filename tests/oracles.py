@@ -193,7 +193,7 @@ def coordinate_minimum(gram: Matrix, row: Matrix, theta: Matrix) -> Matrix:
 
 
 def refit(gram: Matrix, row: Matrix, support: Matrix) -> Matrix:
-    """Return the least-squares row on a support: C_SS theta_S = (C w)_S, the shortest solution where C_SS is singular."""
+    """Return the least-squares row on a support: C_SS theta_S = (C w)_S; the shortest where C_SS is singular."""
     theta, kept = np.zeros(len(row)), np.flatnonzero(support)
     if kept.size:
         theta[kept] = np.linalg.pinv(gram[np.ix_(kept, kept)], hermitian=True) @ (gram @ row)[kept]

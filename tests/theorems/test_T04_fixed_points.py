@@ -93,7 +93,7 @@ def test_the_best_grid_row_is_fixed_below_one_over_l(data: st.DataObject) -> Non
     np.testing.assert_array_equal(after, best)
 
 
-# ------------------------------------------------------------------------------------------------ one entry at a time (d)
+# ------------------------------------------------------------------------------------------------ one entry (d)
 def largest_pair(gram: np.ndarray) -> float:
     pairs = combinations(range(len(gram)), 2)
     return max(float(np.linalg.eigvalsh(gram[np.ix_(pair, pair)])[-1]) for pair in pairs)
