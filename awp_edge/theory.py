@@ -208,3 +208,101 @@ def recovery_error(distance: float, noise: float, *, rate: float, n_steps: int) 
 def largest_condition(factor: float) -> float:
     """Return (1 + 1/c)/(1 - 1/c): a contraction by c delta needs a restricted condition number below it (T08 c)."""
     return (1 + 1 / factor) / (1 - 1 / factor)
+
+
+def rounding_weights(gram: Array, order: Array) -> Array:
+    """Return D in processing order, C = M^T D M: D_i is the Schur complement of C_ii in what follows it (T10 a).
+
+    Raises:
+        numpy.linalg.LinAlgError: C is not positive definite; damp it (T10 f).
+    """
+    backwards = np.asarray(order)[::-1]
+    factor = np.linalg.cholesky(gram[np.ix_(backwards, backwards)].astype(np.float64))
+    return factor.diagonal()[::-1] ** 2
+
+
+def rounding_bound(weights: Array, steps: Array) -> float:
+    """Return 1/8 sum D_i s_i^2: rounding with feedback has no larger f where no code clips (T10 b)."""
+    return float(np.sum(weights * steps * steps)) / 8
+
+
+def expected_rounding_error(weights: Array, steps: Array) -> float:
+    """Return 1/24 sum D_i s_i^2, the mean of f for rows uniform modulo the grid; plain rounding: D = C_ii (T10 d)."""
+    return float(np.sum(weights * steps * steps)) / 24
+
+
+def deletion_costs(gram: Array, row: Array, support: Array) -> Array:
+    """Return t_u^2 / (2 P_uu) of every u in S, in the order of S (T11 a)."""
+    inverse, fitted = _refitted(gram, row, support)
+    return fitted**2 / (2 * inverse.diagonal())
+
+
+def insertion_gains(gram: Array, row: Array, support: Array) -> Array:
+    """Return g_p^2 / (2 s_p) of every p outside S, in order; 0 where s_p = 0 (T11 b)."""
+    return swap_parts(gram, row, support)[0]
+
+
+def swap_gains(gram: Array, row: Array, support: Array) -> Array:
+    """Return gain(u, p), (|S|, d - |S|): how much f falls when p takes u's place, both refitted (T11 c)."""
+    return swap_parts(gram, row, support)[1]
+
+
+def swap_parts(gram: Array, row: Array, support: Array) -> tuple[Array, Array]:
+    """Return insertion and swap gains of a support with positive definite C_SS; O(k^3 + k^2 (d - k)) (T11)."""
+    inverse, fitted = _refitted(gram, row, support)
+    inside, outside = np.flatnonzero(support), np.flatnonzero(~support)
+    cross = gram[np.ix_(outside, inside)]
+    spread, pull = cross @ inverse, gram[outside] @ row - cross @ fitted
+    rest = gram.diagonal()[outside] - np.sum(spread * cross, axis=1)
+    own = inverse.diagonal()[:, None]
+    numerator = (pull + spread.T * fitted[:, None] / own) ** 2
+    gains = _share(numerator, rest + spread.T**2 / own, gram) - fitted[:, None] ** 2 / (2 * own)
+    return _share(pull**2, rest, gram), gains
+
+
+def _refitted(gram: Array, row: Array, support: Array) -> tuple[Array, Array]:
+    inside = np.flatnonzero(support)
+    inverse = np.linalg.inv(gram[np.ix_(inside, inside)])
+    return inverse, inverse @ (gram @ row)[inside]
+
+
+def _share(numerator: Array, denominator: Array, gram: Array) -> Array:
+    """Return numerator / (2 denominator), 0 where the denominator is rounding."""
+    real = denominator > 1e-12 * float(np.abs(gram).max())
+    return np.where(real, numerator / np.where(real, 2 * denominator, 1), 0.0)
+
+
+def plain_swap_change(gram: Array, row: Array, support: Array) -> Array:
+    """Return the change of 2 f for every (u in S, p outside) without refit, theta = w on S: (|S|, d - |S|) (T11 d)."""
+    inside, outside = np.flatnonzero(support), np.flatnonzero(~support)
+    pull, diagonal = gram @ np.where(support, 0, row), gram.diagonal()
+    removed = 2 * row * pull + diagonal * row**2
+    added = -2 * row * pull + diagonal * row**2
+    cross = 2 * np.outer(row[inside], row[outside]) * gram[np.ix_(inside, outside)]
+    return removed[inside][:, None] + added[outside] - cross
+
+
+def gram_mean_square_error(fourth_moment: float, gram: Array, n_tokens: int) -> float:
+    """Return E ||C^ - C||_F^2 = (E ||x||^4 - ||C||_F^2) / n for independent tokens (T12 a)."""
+    return (fourth_moment - float(np.sum(gram * gram))) / n_tokens
+
+
+def gram_error(mean_square: float, probability: float) -> float:
+    """Return sqrt(E ||C^ - C||_F^2 / p): exceeded with probability at most p (T12 a)."""
+    return float(np.sqrt(max(mean_square, 0.0) / probability))
+
+
+def objective_error(gram_gap: float, moved_squared: float) -> float:
+    """Return 1/2 ||C^ - C|| ||W - Theta||_F^2: f measured with C^ is off by no more (T12 c)."""
+    return gram_gap * moved_squared / 2
+
+
+def damped_excess(damping: float, moved_squared: float) -> float:
+    """Return l ||W - Theta||_F^2: minimising with C^ + l I, l >= ||C^ - C||, loses no more against Theta (T12 e)."""
+    return damping * moved_squared
+
+
+def bernstein_tail(deviation: float, *, n_tokens: int, bound: float, lipschitz: float, d: int) -> float:
+    """Return 2 d exp(-(n t^2/2)/(B L + 2 B t/3)), the probability of ||C^ - C|| >= t where ||x||^2 <= B (T12 f)."""
+    exponent = -(n_tokens * deviation**2 / 2) / (bound * lipschitz + 2 * bound * deviation / 3)
+    return float(min(1.0, 2 * d * np.exp(exponent)))

@@ -181,12 +181,14 @@ def coordinate_minimum(gram: Matrix, row: Matrix, theta: Matrix) -> Matrix:
             bases.append((np.where(np.arange(len(row)) == i, 0, theta), np.ones(len(row), bool)))
         rivals = []
         for base, free in bases:
+            if not free.any():
+                continue
             g = gram @ (base - row)
             j = int(np.where(free, g * g / diagonal, -1).argmax())
             changed = base.copy()
             changed[j] -= g[j] / diagonal[j]
             rivals.append((objective(changed), changed))
-        best = min(rivals, key=lambda rival: rival[0])
+        best = min(rivals, key=lambda rival: rival[0], default=(objective(theta), theta))
         if best[0] >= objective(theta) - 1e-13 * float(row @ gram @ row):
             return theta
         theta = best[1]
@@ -198,3 +200,23 @@ def refit(gram: Matrix, row: Matrix, support: Matrix) -> Matrix:
     if kept.size:
         theta[kept] = np.linalg.pinv(gram[np.ix_(kept, kept)], hermitian=True) @ (gram @ row)[kept]
     return theta
+
+
+def round_with_feedback(
+    gram: Matrix, row: Matrix, *, values: list[list[float]], order: Matrix
+) -> tuple[Matrix, Matrix]:
+    """Round one entry after the other to its nearest value, each time to the best real row given the codes so far.
+
+    Returns q and the rounding errors r, both in the original order. The least-squares problem is solved afresh for
+    every entry: the statement of GPTQ, not its algorithm.
+    """
+    q, errors, rest = np.zeros(len(row)), np.zeros(len(row)), list(order)
+    while rest:
+        done = [j for j in order if j not in rest]
+        shift = gram[np.ix_(rest, done)] @ (row - q)[done]
+        target = row[rest] + np.linalg.solve(gram[np.ix_(rest, rest)], shift)
+        j = rest.pop(0)
+        options = np.array(values[j])
+        q[j] = options[np.abs(options - target[0]).argmin()]
+        errors[j] = target[0] - q[j]
+    return q, errors
