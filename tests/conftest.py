@@ -18,7 +18,7 @@ from awp_edge import native
 _COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("ci", derandomize=True, max_examples=50, **_COMMON)
 hypothesis.settings.register_profile("dev", max_examples=100, **_COMMON)
-hypothesis.settings.register_profile("nightly", max_examples=2000, **_COMMON)
+hypothesis.settings.register_profile("nightly", max_examples=2500, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 BACKENDS = ("numpy", "native")

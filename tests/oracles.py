@@ -147,3 +147,76 @@ def _residual(columns: Matrix, target: Matrix) -> float:
         return float(target @ target)
     fitted = columns @ np.linalg.lstsq(columns, target, rcond=None)[0]
     return float((target - fitted) @ (target - fitted))
+
+
+def descend_codes(problem: Problem, grid: BoundGrid, theta: Matrix) -> Matrix:
+    """Move one entry at a time to its best code until no move lowers f: coordinate descent as T04 defines its end."""
+    theta, weight = theta.astype(np.float64), problem.weight.astype(np.float64)
+    gram = problem.gram.astype(np.float64)
+    moved = True
+    while moved:
+        moved = False
+        for i, j in np.ndindex(theta.shape):
+            gradient = float(gram[j] @ (theta[i] - weight[i]))
+            noise = 1e-13 * float(np.abs(gram[j]) @ (np.abs(theta[i]) + np.abs(weight[i])))
+            shifts = np.array(grid_values(grid, i, j)) - theta[i, j]
+            changes = shifts * gradient + shifts**2 * gram[j, j] / 2 + noise * np.abs(shifts)
+            if changes.min() < 0:
+                theta[i, j] += shifts[changes.argmin()]
+                moved = True
+    return theta
+
+
+def coordinate_minimum(gram: Matrix, row: Matrix, theta: Matrix) -> Matrix:
+    """Change one entry or swap one pair, each exactly, until neither lowers f: a coordinate-wise minimum of T04 (d)."""
+    theta, k = theta.astype(np.float64), np.count_nonzero(theta)
+    diagonal = np.maximum(gram.diagonal(), 1e-300)
+
+    def objective(point: Matrix) -> float:
+        return float((point - row) @ gram @ (point - row)) / 2
+
+    while True:
+        bases = [(theta, (theta != 0) | (np.count_nonzero(theta) < k))]
+        for i in np.flatnonzero(theta):
+            bases.append((np.where(np.arange(len(row)) == i, 0, theta), np.ones(len(row), bool)))
+        rivals = []
+        for base, free in bases:
+            if not free.any():
+                continue
+            g = gram @ (base - row)
+            j = int(np.where(free, g * g / diagonal, -1).argmax())
+            changed = base.copy()
+            changed[j] -= g[j] / diagonal[j]
+            rivals.append((objective(changed), changed))
+        best = min(rivals, key=lambda rival: rival[0], default=(objective(theta), theta))
+        if best[0] >= objective(theta) - 1e-13 * float(row @ gram @ row):
+            return theta
+        theta = best[1]
+
+
+def refit(gram: Matrix, row: Matrix, support: Matrix) -> Matrix:
+    """Return the least-squares row on a support: C_SS theta_S = (C w)_S; the shortest where C_SS is singular."""
+    theta, kept = np.zeros(len(row)), np.flatnonzero(support)
+    if kept.size:
+        theta[kept] = np.linalg.pinv(gram[np.ix_(kept, kept)], hermitian=True) @ (gram @ row)[kept]
+    return theta
+
+
+def round_with_feedback(
+    gram: Matrix, row: Matrix, *, values: list[list[float]], order: Matrix
+) -> tuple[Matrix, Matrix]:
+    """Round one entry after the other to its nearest value, each time to the best real row given the codes so far.
+
+    Returns q and the rounding errors r, both in the original order. The least-squares problem is solved afresh for
+    every entry: the statement of GPTQ, not its algorithm.
+    """
+    q, errors, rest = np.zeros(len(row)), np.zeros(len(row)), list(order)
+    while rest:
+        done = [j for j in order if j not in rest]
+        shift = gram[np.ix_(rest, done)] @ (row - q)[done]
+        target = row[rest] + np.linalg.solve(gram[np.ix_(rest, rest)], shift)
+        j = rest.pop(0)
+        options = np.array(values[j])
+        q[j] = options[np.abs(options - target[0]).argmin()]
+        errors[j] = target[0] - q[j]
+    return q, errors

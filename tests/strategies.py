@@ -148,6 +148,16 @@ def grams(draw: Draw, d: int, dtype: str = "float64", kinds: Sequence[str] = tup
     return make_gram(kind, d, dtype, seed=seed)
 
 
+@st.composite
+def gentle_grams(draw: Draw, d: int, condition: float) -> Matrix:
+    """Draw C with all eigenvalues within a factor `condition`, for theorems that ask it; the scale is arbitrary."""
+    seed, scale = draw(SEEDS), 10.0 ** draw(st.integers(-3, 3))
+    note(f"gentle_grams({d}, {condition}) with seed={seed}, scale={scale}")
+    rng = np.random.default_rng(seed)
+    gram = scale * with_spectrum(rng, rng.uniform(1, condition, d))
+    return (gram + gram.T) / 2
+
+
 # ---------------------------------------------------------------------------------------------------- constraints
 def divisors(d: int) -> list[int]:
     """Return every divisor of d."""
