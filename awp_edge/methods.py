@@ -12,7 +12,7 @@ import numpy as np
 
 from .backend import Backend, resolve
 from .baselines import asvd, magnitude, rtn, wanda
-from .constraints import NM, BalancedBlock, Dense, IntGrid, LowRank, Reals, RowSparse, Sparse, Support
+from .constraints import NM, BalancedBlock, Dense, IntGrid, LowRank, Reals, RowSparse, Sparse, Support, interleaved
 from .errors import UsageError
 from .problem import Array, Problem
 from .solvers.base import Result, Stop, encode, low_rank_result
@@ -37,7 +37,7 @@ class CompressSpec:
         sparsity: share of weights to prune, 0 <= s < 1; k = floor((1 - s) d_in + 1/2) stay in every row.
         pattern: "row", "N:M" or "K/64"; the last two imply their sparsity.
         bits: 2, 3, 4 or 8 for an integer grid, None for real values.
-        group_size: inputs that share a scale.
+        group_size: inputs that share a scale: consecutive ones, for K/64 those of consecutive blocks (a multiple of 64).
         rank: an integer is a rank, a fraction below 1 a share of the parameters; excludes the others.
         effort: "fast", "default" or "max".
 
@@ -77,6 +77,11 @@ class CompressSpec:
         if self.bits is None:
             return "pruning"
         return "joint" if sparse else "quantization"
+
+    @property
+    def interleaved(self) -> bool:
+        """Return whether scales belong to groups of whole K/64 blocks instead of consecutive inputs."""
+        return self.bits is not None and "/" in self.pattern
 
     def support(self, shape: tuple[int, int]) -> Support:
         """Return the support of a (d_out, d_in) layer."""
@@ -263,5 +268,33 @@ def compress_layer(
     """
     problem = Problem(weight, gram)
     constraint = spec.constraint(problem.shape)
+    if spec.interleaved:
+        return _compress_interleaved(problem, spec, backend=backend, threads=threads)
     engine = resolve(backend, threads=threads, constraint=constraint)
     return METHODS[spec.method].run(problem, constraint, engine=engine)
+
+
+def _compress_interleaved(problem: Problem, spec: CompressSpec, *, backend: str, threads: int | None) -> Result:
+    """Compress with the inputs in the order of the K/64 blocks, where blocks and groups are consecutive, and put them back.
+
+    f does not change under a permutation of the inputs; a group of consecutive inputs would cut every block.
+    """
+    order = interleaved(problem.shape[1])
+    kept = _parse_pattern(spec.pattern)[0]
+    turned = Problem(
+        np.ascontiguousarray(problem.weight[:, order]), np.ascontiguousarray(problem.gram[np.ix_(order, order)])
+    )
+    consecutive = replace(spec, pattern=f"{kept}:64")
+    constraint = consecutive.constraint(turned.shape)
+    engine = resolve(backend, threads=threads, constraint=constraint)
+    result = METHODS[spec.method].run(turned, constraint, engine=engine)
+    back = np.argsort(order)
+    parts = result.encoding
+    assert parts.codes is not None and parts.mask is not None
+    encoding = replace(
+        parts,
+        codes=np.ascontiguousarray(parts.codes[:, back]),
+        mask=np.ascontiguousarray(parts.mask[:, back]),
+        interleaved=True,
+    )
+    return replace(result, theta=np.ascontiguousarray(result.theta[:, back]), encoding=encoding)

@@ -75,6 +75,7 @@ class Encoding:
 
     codes: uint8 (d_out, d_in).  scales: (d_out, groups).  zeros: uint8 (d_out, groups).
     mask: bool (d_out, d_in).  left, right: (d_out, r) and (r, d_in), Theta = left @ right.
+    interleaved: a group of scales and zeros is not of consecutive inputs but of whole K/64 blocks, see `interleaved`.
     """
 
     codes: Codes | None = None
@@ -83,6 +84,7 @@ class Encoding:
     mask: Mask | None = None
     left: Array | None = None
     right: Array | None = None
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
