@@ -25,6 +25,8 @@ constexpr Choice kChoices[] = {
 #endif
 #if defined(AWP_HAVE_NEON)
     {"neon", &kNeon},
+#endif
+#if defined(AWP_HAVE_NEONDOT)
     {"neondot", &kNeonDot},
 #endif
 };

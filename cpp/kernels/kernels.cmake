@@ -17,6 +17,16 @@ endfunction()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(AWP_KERNEL_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
   awp_add_kernel(avx2 AWP_HAVE_AVX2 ${AWP_KERNEL_FLAGS_avx2})
+  set(AWP_KERNEL_FLAGS_avx512 ${AWP_KERNEL_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi2
+    -mavx512vnni)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # gcc's own headers start a register from itself, and gcc then warns of it (its bug 105593).
+    list(APPEND AWP_KERNEL_FLAGS_avx512 -Wno-maybe-uninitialized)
+  endif()
+  awp_add_kernel(avx512vnni AWP_HAVE_AVX512 ${AWP_KERNEL_FLAGS_avx512})
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  awp_add_kernel(neon AWP_HAVE_NEON -march=armv8-a)
+  awp_add_kernel(neondot AWP_HAVE_NEONDOT -march=armv8.2-a+dotprod)
 endif()
 
 add_library(awp_kernels STATIC ${AWP_KERNEL_SOURCES})
