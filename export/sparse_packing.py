@@ -120,7 +120,7 @@ class SparseLinear:
         codes = np.repeat(zeros, self.block_size, axis=1).reshape(mask.shape)
         _take_codes(self, mask, codes)
         scales = _rows_of(self.scales).reshape(len(mask), -1)
-        order = _order(self.shape[1], turned=self.interleaved)
+        order = block_order(self.shape[1], turned=self.interleaved)
         rows = self.shape[0]
         flat_codes, flat_mask = (np.empty((len(mask), self.shape[1]), part.dtype) for part in (codes, mask))
         flat_codes[:, order], flat_mask[:, order] = codes.reshape(len(mask), -1), mask.reshape(len(mask), -1)
@@ -129,7 +129,7 @@ class SparseLinear:
     def dense(self) -> NDArray[np.float32]:
         """Return the weight, (code - zero) * scale where kept and 0 elsewhere, (N, K) float32."""
         parts = self.unpack()
-        order = _order(self.shape[1], turned=self.interleaved)
+        order = block_order(self.shape[1], turned=self.interleaved)
         steps = parts.codes[:, order].reshape(*parts.scales.shape, -1).astype(np.int16) - parts.zeros[..., None]
         weight = np.empty(self.shape, dtype=np.float32)
         weight[:, order] = (steps.astype(np.float32) * parts.scales[..., None].astype(np.float32)).reshape(self.shape)
@@ -145,7 +145,7 @@ def pack_sparse(layer: SparseCodes) -> SparseLinear:
     """
     rows, d_in = layer.shape
     _check(layer)
-    order = _order(d_in, turned=layer.interleaved)
+    order = block_order(d_in, turned=layer.interleaved)
     group = 128 if (d_in // layer.scales.shape[1]) % 128 == 0 else 64
     repeat = d_in // layer.scales.shape[1] // group
     scales, zeros = (np.repeat(part, repeat, axis=1) for part in (layer.scales, layer.zeros))
@@ -181,13 +181,14 @@ def _check(layer: SparseCodes) -> None:
     half = layer.scales.astype(np.float16)
     if not np.array_equal(half.astype(layer.scales.dtype), layer.scales):
         raise ValueError("scales are not float16 values")
-    order = _order(d_in, turned=layer.interleaved)
+    order = block_order(d_in, turned=layer.interleaved)
     grouped = layer.codes[:, order].reshape(*layer.scales.shape, -1) != layer.zeros[..., None]
     if np.any(grouped.reshape(layer.shape) & ~layer.mask[:, order]):
         raise ValueError("a weight outside the mask is not zero")
 
 
-def _order(d_in: int, *, turned: bool) -> NDArray[np.intp]:
+def block_order(d_in: int, *, turned: bool) -> NDArray[np.intp]:
+    """Return the inputs in the order of the blocks: interleaved ones where `turned`, else as they are."""
     return interleaved(d_in, BLOCK) if turned else np.arange(d_in)
 
 

@@ -33,6 +33,16 @@ add_library(awp_kernels STATIC ${AWP_KERNEL_SOURCES})
 awp_set_options(awp_kernels)
 target_compile_definitions(awp_kernels PRIVATE ${AWP_KERNEL_DEFINITIONS})
 
+if(AWP_BUILD_TESTS)
+  # Every table the machine runs is tested in one program, the AVX-512 one also on an emulation of its instructions.
+  foreach(test sparse sparse_emulated)
+    add_executable(test_${test} tests/test_${test}.cpp)
+    awp_set_options(test_${test})
+    target_link_libraries(test_${test} PRIVATE awp_kernels)
+    add_test(NAME ${test} COMMAND test_${test})
+  endforeach()
+endif()
+
 if(AWP_BUILD_OPS AND NOT AWP_SANITIZE)
   add_library(awp_edge_ops MODULE ops/sparse_op.cpp ops/plain.cpp)
   awp_set_options(awp_edge_ops)

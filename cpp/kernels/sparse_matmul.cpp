@@ -174,15 +174,16 @@ const char* check(const Packed& packed, Weights* out) {
   if (packed.group != 64 && packed.group != 128) return "block_size must be 64 or 128";
   if (packed.inputs % packed.group != 0) return "block_size must divide K";
   if (packed.kept < -1 || packed.kept > 64) return "kept must lie between 0 and 64, or be -1";
+  if (packed.codes == nullptr || packed.n_codes < 2 * kGuard) return "the codes lack their guard bytes";
   const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
-  const Weights w{packed.masks,   packed.codes + kGuard, packed.scales,      packed.zeros,      packed.offsets,
-                  size(packed.rows), size(packed.inputs), size(packed.group), packed.kept < 0 ? 0 : size(packed.kept)};
+  const std::size_t kept = packed.kept < 0 ? 0 : size(packed.kept);
+  const Weights w{packed.masks,      packed.codes + kGuard, packed.scales,      packed.zeros, packed.offsets,
+                  size(packed.rows), size(packed.inputs),   size(packed.group), kept};
   if (packed.masks == nullptr || packed.n_masks != w.tiles() * w.blocks() * kTile) return "masks have the wrong size";
   if (packed.scales == nullptr || packed.n_scales != w.tiles() * w.groups() * kTile) return "scales have the wrong size";
   if (packed.zeros != nullptr && packed.n_zeros != w.tiles() * w.groups()) return "zeros have the wrong size";
   if ((packed.offsets == nullptr) != (packed.kept >= 0)) return "offsets belong to kept = -1 and to nothing else";
   if (packed.offsets != nullptr && packed.n_offsets != w.tiles() + 1) return "offsets have the wrong size";
-  if (packed.codes == nullptr || packed.n_codes < 2 * kGuard) return "the codes lack their guard bytes";
   if (!aligned(packed.masks, 8) || !aligned(packed.scales, 2) || !aligned(packed.zeros, 8) || !aligned(packed.offsets, 8))
     return "a tensor is not aligned to its elements";
   *out = w;
