@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .constraints import interleaved
 from .errors import AwpError
 from .solvers.base import Encoding, Result
 from .storage import StoredTensor, TensorFile, file_sha256, read_json, write_tensors
@@ -83,12 +84,16 @@ class CompressedLayer:
         """Return the weight, float32 (d_out, d_in): (code - zero) scale (/ input scale), left right, or the values."""
         parts = self.encoding
         if parts.codes is not None and parts.scales is not None and parts.zeros is not None:
-            groups = parts.codes.reshape(*parts.scales.shape, -1).astype(np.int16) - parts.zeros[..., None]
-            scaled = groups.astype(np.float32) * parts.scales[..., None].astype(np.float32)
-            dense = scaled.reshape(self.shape)
-            if parts.input_scales is not None:
-                dense = np.asarray(dense / parts.input_scales, dtype=np.float32)
-            return dense
+            order = interleaved(self.shape[1]) if parts.interleaved else np.arange(self.shape[1])
+            groups = parts.codes[:, order].reshape(*parts.scales.shape, -1).astype(np.int16)
+            steps = (groups - parts.zeros[..., None]).astype(np.float32)
+            weight = np.empty(self.shape, dtype=np.float32)
+            weight[:, order] = (steps * parts.scales[..., None].astype(np.float32)).reshape(self.shape)
+            return (
+                weight
+                if parts.input_scales is None
+                else np.asarray(weight / parts.input_scales, dtype=np.float32)
+            )
         if parts.left is not None and parts.right is not None:
             return np.asarray(parts.left @ parts.right, dtype=np.float32)
         assert self.values is not None
@@ -144,6 +149,8 @@ def write_block(path: Path, layers: Sequence[CompressedLayer]) -> None:
     for layer in layers:
         parts = layer.encoding
         about[layer.name] = {"shape": list(layer.shape), "bits": layer.bits}
+        if parts.interleaved:
+            about[layer.name]["interleaved"] = True
         named: dict[str, NDArray[Any] | None] = {
             "values": layer.values,
             "left": parts.left,
@@ -164,6 +171,7 @@ def read_layer(file: TensorFile, name: str) -> CompressedLayer:
     try:
         about = json.loads(file.metadata["layers"])[name]
         shape, bits = (int(about["shape"][0]), int(about["shape"][1])), about["bits"]
+        turned = bool(about.get("interleaved", False))
     except (KeyError, ValueError, TypeError):
         raise AwpError(f"{file.path} does not describe {name}; the file is damaged: compress again") from None
     held = set(file.names())
@@ -181,9 +189,8 @@ def read_layer(file: TensorFile, name: str) -> CompressedLayer:
     mask = None if packed_mask is None else np.unpackbits(packed_mask, axis=1, count=shape[1]).astype(bool)
     if values is not None and np.count_nonzero(values) < values.size:
         mask = values != 0
-    return CompressedLayer(
-        name, shape, Encoding(codes, scales, zeros, mask, left, right, input_scales), bits, values
-    )
+    encoding = Encoding(codes, scales, zeros, mask, left, right, input_scales, turned)
+    return CompressedLayer(name, shape, encoding, bits, values)
 
 
 class CompressedModel:

@@ -24,7 +24,7 @@ from .baselines import (
     wanda,
     wanda_mask,
 )
-from .constraints import Dense, LowRank, Reals, Sparse
+from .constraints import Dense, LowRank, Reals, Sparse, interleaved
 from .plus import plus
 from .problem import Array, Problem
 from .solvers.base import Result, Stop, encode, low_rank_result
@@ -224,7 +224,36 @@ def compress_layer(
     """
     problem = Problem(weight, gram)
     constraint = spec.constraint(problem.shape)
-    engine = resolve(backend, threads=threads, constraint=constraint)
+    if spec.interleaved:
+        return _interleaved(problem, spec, backend=backend, threads=threads)
+    return _run(problem, constraint, spec, engine=resolve(backend, threads=threads, constraint=constraint))
+
+
+def _run(problem: Problem, constraint: Sparse | LowRank, spec: CompressSpec, *, engine: Backend) -> Result:
     method = METHODS[spec.method]
     options = {"effort": spec.effort} if method.takes_effort else {}
     return method.run(problem, constraint, engine=engine, **options)
+
+
+def _interleaved(problem: Problem, spec: CompressSpec, *, backend: str, threads: int | None) -> Result:
+    """Compress with the inputs in the order of the K/64 blocks, where blocks and groups are consecutive, and put back.
+
+    f does not change under a permutation of the inputs; a group of consecutive inputs would cut every block.
+    """
+    order = interleaved(problem.shape[1])
+    back = np.argsort(order)
+    turned = Problem(
+        np.ascontiguousarray(problem.weight[:, order]),
+        np.ascontiguousarray(problem.gram[np.ix_(order, order)]),
+    )
+    constraint = spec.consecutive().constraint(turned.shape)
+    engine = resolve(backend, threads=threads, constraint=constraint)
+    result = _run(turned, constraint, spec, engine=engine)
+    parts = result.encoding
+    put_back = {
+        name: np.ascontiguousarray(part[..., back])
+        for name in ("codes", "mask", "input_scales")
+        if (part := getattr(parts, name)) is not None
+    }
+    encoding = replace(parts, **put_back, interleaved=True)
+    return replace(result, theta=np.ascontiguousarray(result.theta[:, back]), encoding=encoding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class CompressSpec:
         sparsity: share of weights to prune, 0 <= s < 1; k = floor((1 - s) d_in + 1/2) stay in every row.
         pattern: "row", "N:M" or "K/64"; the last two imply their sparsity.
         bits: 2, 3, 4 or 8 for an integer grid, None for real values.
-        group_size: inputs that share a scale.
+        group_size: inputs that share a scale: consecutive ones, for K/64 those of consecutive blocks (a multiple of 64).
         rank: an integer is a rank, a fraction below 1 a share of the parameters; excludes the others.
         effort: "fast", "default" or "max".
 
@@ -65,6 +65,15 @@ class CompressSpec:
         if self.bits is None:
             return "pruning"
         return "joint" if sparse else "quantization"
+
+    @property
+    def interleaved(self) -> bool:
+        """Return whether scales belong to groups of whole K/64 blocks instead of consecutive inputs."""
+        return self.bits is not None and "/" in self.pattern
+
+    def consecutive(self) -> CompressSpec:
+        """Return the same of K/64 once the inputs are in the order of the blocks: K:64."""
+        return replace(self, pattern=self.pattern.replace("/", ":"))
 
     def support(self, shape: tuple[int, int]) -> Support:
         """Return the support of a (d_out, d_in) layer."""

@@ -14,17 +14,41 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..errors import AwpError
 from ..models import WEIGHTS_FILE
-from ..storage import TensorFile
-from .graph import DATA_FILE, GRAPH_FILE, Matches, Rows, build_float_graph, find_head, match_layers, weight_of
+from ..storage import TensorFile, read_json, write_json
+from .graph import (
+    CONFIG_FILE,
+    DATA_FILE,
+    GRAPH_FILE,
+    Matches,
+    Rows,
+    build_float_graph,
+    find_head,
+    match_layers,
+    weight_of,
+)
 from .head import pack_head
 from .hf import write_hf
+from .library import LIBRARY, require_library
 from .packing import PackedLinear, concatenate
-from .passes import FactorMatMuls, PackMatMuls, TieEmbedding
+from .passes import FactorMatMuls, PackMatMuls, SparseMatMuls, TieEmbedding
 from .passes.common import name_of
 from .source import Source
+from .sparse_packing import SparseLinear, pack_sparse, stack
 
 Floats = NDArray[np.float32]
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Say how weights are stored: the head "int8", "int4" or "fp32", the layers sparse where they can be.
+
+    accuracy_level: 0 or 4.
+    """
+
+    head: str
+    accuracy_level: int
+    sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,17 +59,14 @@ class Written:
     dense: Callable[[str], Floats]
 
 
-def write_graph(
-    source: Source, out: Path, work: Path, *, head: str, accuracy_level: int, say: Progress
-) -> Written:
+def write_graph(source: Source, out: Path, work: Path, *, kinds: Kinds, say: Progress) -> Written:
     """Write model.onnx, its data, genai_config.json and the tokenizer files.
 
     Args:
         source: the model.
         out: an existing folder.
         work: a scratch folder for the float weights; the caller removes it when it needs `Written` no more.
-        head: "int8", "int4" or "fp32".
-        accuracy_level: 0 or 4.
+        kinds: how weights are stored and multiplied.
         say: called with one line per stage.
 
     Raises:
@@ -57,9 +78,9 @@ def write_graph(
     model = build_float_graph(folder, work / "float", fuse_qkv=source.fusible())
     say("putting packed weights into the graph")
     matches = match_layers(model, source.layers, dense)
-    _replace_layers(model, source, matches, accuracy_level=accuracy_level)
-    if head != "fp32":
-        _replace_head(model, source, head, accuracy_level=accuracy_level)
+    _replace_layers(model, source, matches, kinds=kinds)
+    if kinds.head != "fp32":
+        _replace_head(model, source, kinds.head, accuracy_level=kinds.accuracy_level)
     RemoveUnusedNodesPass()(model)
     # Large tensors start on a page, so that a runtime can map them. Shapes stay in the graph: they must be known early.
     ir.save(model, out / GRAPH_FILE, external_data=DATA_FILE, size_threshold_bytes=256, alignment=4096,
@@ -67,7 +88,17 @@ def write_graph(
     for path in (work / "float").iterdir():
         if path.is_file() and path.name not in (GRAPH_FILE, DATA_FILE):
             shutil.copyfile(path, out / path.name)
+    if kinds.sparse:
+        _add_library(out)
     return Written(matches, dense)
+
+
+def _add_library(out: Path) -> None:
+    """Put the operator library into the folder and name it in genai_config.json."""
+    shutil.copyfile(require_library(), out / LIBRARY)
+    config = read_json(out / CONFIG_FILE)
+    config["model"]["decoder"]["session_options"]["custom_ops_library"] = LIBRARY
+    write_json(out / CONFIG_FILE, config)
 
 
 def _float_weights(source: Source, folder: Path) -> tuple[Path, Callable[[str], Floats]]:
@@ -80,16 +111,22 @@ def _float_weights(source: Source, folder: Path) -> tuple[Path, Callable[[str], 
     return folder, lambda name: tensors.tensor(source.tensor_name(name))
 
 
-def _replace_layers(model: ir.Model, source: Source, matches: Matches, *, accuracy_level: int) -> None:
+def _replace_layers(model: ir.Model, source: Source, matches: Matches, *, kinds: Kinds) -> None:
     packed: dict[str, PackedLinear] = {}
+    sparse: dict[str, SparseLinear] = {}
     factors: dict[str, tuple[Floats, Floats]] = {}
     for node, rows in matches.items():
         layer = source.layer(rows[0].layer)
-        if layer.encoding.codes is not None:
+        if kinds.sparse and all(source.unfit(part.layer) is None for part in rows):
+            sparse[node] = pack_sparse(
+                stack([source.sparse(part.layer).rows(part.start, part.stop) for part in rows])
+            )
+        elif layer.encoding.codes is not None:
             packed[node] = concatenate([_rows(source.packed(part.layer), part) for part in rows])
         elif layer.encoding.left is not None and layer.encoding.right is not None:
             factors[node] = (layer.encoding.left.astype(np.float32), layer.encoding.right.astype(np.float32))
-    PackMatMuls(packed, accuracy_level=accuracy_level)(model)
+    PackMatMuls(packed, accuracy_level=kinds.accuracy_level)(model)
+    SparseMatMuls(sparse, accuracy_level=kinds.accuracy_level)(model)
     FactorMatMuls(factors)(model)
 
 

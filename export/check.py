@@ -10,12 +10,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from ..constraints import interleaved
 from ..errors import AwpError
 from .graph import GRAPH_FILE, Matches
 from .packing import PackedLinear
 from .passes.common import array_of, name_of
 from .passes.factor import factor_names
-from .passes.pack import packed_name
+from .passes.pack import block_order_name, packed_name
+from .passes.sparse import read_sparse, sparse_name
 
 Floats = NDArray[np.float32]
 
@@ -30,11 +32,21 @@ WINDOW = 64
 
 @dataclass(frozen=True)
 class WeightCheck:
-    """State what was read back: every compressed weight equal bit for bit, and how many are exactly zero."""
+    """State what was read back: every compressed weight equal bit for bit, and how many are exactly zero.
+
+    n_bytes: what the graph stores for them, masks and scales included.  sparse_layers: those of the sparse operator.
+    """
 
     layers: int
     weights: int
     zeros: int
+    n_bytes: int = 0
+    sparse_layers: int = 0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return the stored bits of a weight, zeros counted."""
+        return 8 * self.n_bytes / self.weights if self.weights else 0.0
 
 
 @dataclass(frozen=True)
@@ -59,9 +71,11 @@ def check_weights(folder: Path, matches: Matches, dense: Callable[[str], Floats]
     """
     model = ir.load(folder / GRAPH_FILE)
     nodes = {name_of(node): node for node in model.graph}
-    weights = zeros = 0
+    weights = zeros = n_bytes = sparse = 0
     for name, rows in matches.items():
         written = _written(nodes, name)
+        n_bytes += _stored_bytes(nodes, name)
+        sparse += len(rows) if sparse_name(name) in nodes else 0
         wanted = np.concatenate([dense(part.layer)[part.start : part.stop] for part in rows])
         if written.shape != wanted.shape or not np.array_equal(written, wanted):
             raise AwpError(
@@ -69,7 +83,7 @@ def check_weights(folder: Path, matches: Matches, dense: Callable[[str], Floats]
             )
         weights += written.size
         zeros += written.size - int(np.count_nonzero(written))
-    return WeightCheck(sum(len(rows) for rows in matches.values()), weights, zeros)
+    return WeightCheck(sum(len(rows) for rows in matches.values()), weights, zeros, n_bytes, sparse)
 
 
 def _written(nodes: dict[str, ir.Node], name: str) -> Floats:
@@ -77,10 +91,19 @@ def _written(nodes: dict[str, ir.Node], name: str) -> Floats:
     packed = nodes.get(packed_name(name))
     if packed is not None:
         return read_packed(packed).dense()
+    if sparse_name(name) in nodes:
+        return read_sparse(nodes[sparse_name(name)]).dense()
     if name in nodes:
         return array_of(nodes[name].inputs[1]).T
     right, left = (array_of(nodes[part].inputs[1]).T for part in factor_names(name))
     return np.ascontiguousarray(left) @ np.ascontiguousarray(right)
+
+
+def _stored_bytes(nodes: dict[str, ir.Node], name: str) -> int:
+    """Return the bytes of the constants that stand in the place of a MatMul's weight."""
+    places = (name, packed_name(name), sparse_name(name), *factor_names(name))
+    constants = [value for place in places if place in nodes for value in nodes[place].inputs[1:]]
+    return sum(array_of(value).nbytes for value in constants if value is not None)
 
 
 def read_packed(node: ir.Node) -> PackedLinear:
@@ -88,7 +111,19 @@ def read_packed(node: ir.Node) -> PackedLinear:
     arrays = [array_of(value) for value in node.inputs[1:] if value is not None]
     read = {key: int(node.attributes[key].value) for key in ("bits", "block_size", "N", "K")}
     zeros = arrays[2] if len(arrays) > 2 else None
-    return PackedLinear(arrays[0], arrays[1], zeros, read["bits"], read["block_size"], (read["N"], read["K"]))
+    shape = (read["N"], read["K"])
+    turned = _turned(node, shape[1])
+    return PackedLinear(arrays[0], arrays[1], zeros, read["bits"], read["block_size"], shape, turned)
+
+
+def _turned(node: ir.Node, d_in: int) -> bool:
+    """Return whether a node gets its inputs in the order of K/64 blocks."""
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if before is None or before.name != block_order_name(node):
+        return False
+    if not np.array_equal(array_of(before.inputs[1]), interleaved(d_in)):
+        raise AwpError(f"{name_of(before)} does not put the inputs in the order of the blocks; export again")
+    return True
 
 
 def compare_logits(reference: Iterable[Floats], other: Iterable[Floats]) -> Agreement:

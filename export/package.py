@@ -16,9 +16,10 @@ from ..errors import AwpError, UsageError
 from ..models import TOKENIZER_FILES
 from ..storage import writing
 from . import check, graph
-from .assemble import write_graph
+from .assemble import Kinds, write_graph
 from .head import HEADS
 from .hf import write_hf
+from .library import library_path, require_library
 from .manifest import add_facts, write_manifest
 from .runtime import EdgeModel
 from .source import Source
@@ -33,7 +34,8 @@ class ExportOptions:
 
     Args:
         format: "genai" is a folder for onnxruntime-genai, "hf" one that transformers loads.
-        weights: "dense" stores every code; "auto" picks what suits the model (dense in this version).
+        weights: "sparse" stores the codes of nonzero weights alone, for the operator library that is put into the
+            folder; "dense" stores every code; "auto" is sparse for 4 bits and a K/64 pattern, else dense.
         accuracy_level: 4 computes quantized layers with int8 activations, 0 with float32; None: 4 where the
             processor has fast int8 kernels.
         lm_head: "int8", "int4" or "fp32"; None: int8 for a compressed model, fp32 for a plain one.
@@ -55,10 +57,6 @@ class ExportOptions:
                 raise UsageError(
                     f"{name.replace('_', ' ')} {getattr(self, name)!r} is not offered: choose one of {given}"
                 )
-        if self.weights == "sparse":
-            raise UsageError(
-                "weights 'sparse' need the sparse operator, which this version has not: use dense"
-            )
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def export_model(compressed: str | Path, out: str | Path, options: ExportOptions
     """
     say = progress or (lambda message: None)
     source, target = Source(Path(compressed)), Path(out)
-    options = _resolve(options or ExportOptions(), source)
+    options = _resolve(options or ExportOptions(), source, say=say)
     if options.format == "genai":
         _refuse_unsupported(source)
         source.check_groups()
@@ -126,10 +124,32 @@ def _processor_flags() -> frozenset[str]:
     return frozenset(listed[0].split()) if listed else frozenset()
 
 
-def _resolve(options: ExportOptions, source: Source) -> ExportOptions:
+def _resolve(options: ExportOptions, source: Source, *, say: Progress) -> ExportOptions:
     level = default_accuracy_level() if options.accuracy_level is None else options.accuracy_level
     head = options.lm_head or ("int8" if source.layers else "fp32")
-    return replace(options, weights="dense", accuracy_level=level, lm_head=head)
+    weights = "dense" if options.format == "hf" else _weights(options.weights, source, say=say)
+    return replace(options, weights=weights, accuracy_level=level, lm_head=head)
+
+
+def _weights(asked: str, source: Source, *, say: Progress) -> str:
+    """Return "sparse" or "dense".
+
+    Raises:
+        AwpError: sparse weights were asked for and no layer can have them, or the library was not built.
+    """
+    reasons = {name: source.unfit(name) for name in source.layers}
+    if asked == "sparse":
+        require_library()
+        if all(reasons.values()):
+            name, reason = next(iter(reasons.items()), ("the model", "has no compressed layers"))
+            raise AwpError(f"{name} {reason}; compress with --pattern 32/64 --bits 4, or use --weights dense")
+        return "sparse"
+    if asked == "dense" or not reasons or any(reasons.values()) or not source.pattern.endswith("/64"):
+        return "dense"
+    if library_path() is None:
+        say("the operator library was not built (no compiler at install time): weights are stored dense")
+        return "dense"
+    return "sparse"
 
 
 def _refuse_unsupported(source: Source) -> None:
@@ -167,8 +187,8 @@ def _partial_folder(target: Path) -> Iterator[Path]:
 def _export_genai(source: Source, partial: Path, *, options: ExportOptions, say: Progress) -> ExportSummary:
     work = partial / "work"
     level, head = int(options.accuracy_level or 0), str(options.lm_head)
-    work = partial / "work"
-    written = write_graph(source, partial, work, head=head, accuracy_level=level, say=say)
+    kinds = Kinds(head, level, sparse=options.weights == "sparse")
+    written = write_graph(source, partial, work, kinds=kinds, say=say)
     say("reading every weight back")
     weights = check.check_weights(partial, written.matches, written.dense) if source.layers else None
     shutil.rmtree(work)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..constraints import interleaved
 from ..errors import AwpError
 
 Bytes = NDArray[np.uint8]
@@ -80,6 +81,7 @@ class PackedLinear:
         bits: width of a stored code: 2, 4 or 8.
         block_size: inputs that share a scale.
         shape: (N, K).
+        interleaved: the inputs are stored in the order of K/64 blocks and have to reach the operator in it.
     """
 
     blocks: Bytes
@@ -88,6 +90,7 @@ class PackedLinear:
     bits: int
     block_size: int
     shape: tuple[int, int]
+    interleaved: bool = False
 
     @property
     def n_bytes(self) -> int:
@@ -95,7 +98,7 @@ class PackedLinear:
         return self.blocks.nbytes + self.scales.nbytes + (self.zeros.nbytes if self.zeros is not None else 0)
 
     def codes(self) -> Bytes:
-        """Return the codes, (N, K) uint8."""
+        """Return the codes in stored order, (N, K) uint8."""
         n_blocks = self.scales.shape[1]
         flat = unpack_bits(self.blocks, self.bits, self.block_size).reshape(
             self.shape[0], n_blocks * self.block_size
@@ -109,13 +112,18 @@ class PackedLinear:
         return unpack_bits(self.zeros, self.bits, self.scales.shape[1])
 
     def zero_mask(self) -> NDArray[np.bool_]:
-        """Return where the weight is exactly 0: code == zero point, (N, K)."""
+        """Return where the weight is exactly 0: code == zero point, (N, K), in stored order."""
         return self.codes() == self._spread(self.zero_points())
 
     def dense(self) -> Floats:
-        """Return (code - zero) * scale, (N, K) float32."""
+        """Return (code - zero) * scale, (N, K) float32, inputs in the model's order."""
         steps = self.codes().astype(np.int16) - self._spread(self.zero_points()).astype(np.int16)
-        return steps.astype(np.float32) * self._spread(self.scales).astype(np.float32, copy=False)
+        stored = steps.astype(np.float32) * self._spread(self.scales).astype(np.float32, copy=False)
+        if not self.interleaved:
+            return stored
+        weight = np.empty_like(stored)
+        weight[:, interleaved(self.shape[1])] = stored
+        return weight
 
     def rows(self, start: int, stop: int) -> PackedLinear:
         """Return some of the rows, views."""
@@ -166,17 +174,19 @@ def concatenate(parts: list[PackedLinear]) -> PackedLinear:
     Raises:
         ValueError: parts of different bits, block size or inputs.
     """
-    kinds = {(part.bits, part.block_size, part.shape[1]) for part in parts}
+    kinds = {(part.bits, part.block_size, part.shape[1], part.interleaved) for part in parts}
     if len(kinds) != 1:
-        raise ValueError(f"layers of different (bits, block size, inputs) cannot be stacked: {sorted(kinds)}")
-    ((bits, block_size, columns),) = kinds
+        raise ValueError(
+            f"layers of different (bits, block size, inputs, order) cannot be stacked: {sorted(kinds)}"
+        )
+    ((bits, block_size, columns, turned),) = kinds
     zeros = None
     if any(part.zeros is not None for part in parts):
         zeros = np.concatenate([pack_bits(part.zero_points(), bits) for part in parts])
     rows = sum(part.shape[0] for part in parts)
     blocks = np.concatenate([part.blocks for part in parts])
     scales = np.concatenate([part.scales for part in parts])
-    return PackedLinear(blocks, scales, zeros, bits, block_size, (rows, columns))
+    return PackedLinear(blocks, scales, zeros, bits, block_size, (rows, columns), turned)
 
 
 def check_block_size(name: str, d_in: int, group_size: int) -> None:

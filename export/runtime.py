@@ -178,8 +178,14 @@ class EdgeModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
-        path = self.folder / self.config["model"]["decoder"]["filename"]
+        decoder = self.config["model"]["decoder"]
+        path, library = (
+            self.folder / decoder["filename"],
+            decoder["session_options"].get("custom_ops_library"),
+        )
         try:
+            if library:
+                options.register_custom_ops_library(str((self.folder / library).resolve()))
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise AwpError(f"ONNX Runtime cannot open {path}: {_first_line(error)}") from None

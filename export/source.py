@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import CompressedLayer, CompressedModel, folder_kind
+from ..constraints import interleaved
 from ..errors import AwpError
 from ..models import ModelFolder
 from ..storage import StoredTensor
 from .packing import PackedLinear, check_block_size, pack_linear
+from .sparse_packing import SparseCodes, fits
 
 
 class Source:
@@ -103,7 +106,34 @@ class Source:
         assert layer.bits is not None and parts.codes is not None
         assert parts.scales is not None and parts.zeros is not None
         group = layer.shape[1] // parts.scales.shape[1]
-        return pack_linear(parts.codes, parts.scales, parts.zeros, bits=layer.bits, block_size=group)
+        codes = parts.codes[:, interleaved(layer.shape[1])] if parts.interleaved else parts.codes
+        packed = pack_linear(codes, parts.scales, parts.zeros, bits=layer.bits, block_size=group)
+        return replace(packed, interleaved=parts.interleaved)
+
+    def sparse(self, name: str) -> SparseCodes:
+        """Return a pruned and quantized linear as the sparse layout takes it."""
+        parts = self.layer(name).encoding
+        assert parts.codes is not None and parts.mask is not None
+        assert parts.scales is not None and parts.zeros is not None
+        return SparseCodes(parts.codes, parts.mask, parts.scales, parts.zeros, parts.interleaved)
+
+    def unfit(self, name: str) -> str | None:
+        """Return why a linear cannot be stored sparse, or None; reads no data."""
+        parts, shape = self._model.parts(name), self.shape(name)
+        group = self.group_size(name)
+        if group is None or "mask" not in parts:
+            return "is not both pruned and quantized"
+        if parts["codes"][1] == shape[1]:
+            return "has 8-bit codes"
+        if not fits(shape[1], group):
+            return f"has {shape[1]} inputs in groups of {group}: 64 must divide both"
+        return None
+
+    @property
+    def pattern(self) -> str:
+        """Return the pattern that the model was pruned to, "row" where none is recorded."""
+        spec = self.compressed.manifest.get("spec", {}) if self.compressed is not None else {}
+        return str(spec.get("pattern", "row"))
 
     def group_size(self, name: str) -> int | None:
         """Return the inputs that share a scale, None where a linear is not quantized; reads no data."""

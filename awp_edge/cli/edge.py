@@ -63,7 +63,9 @@ def _export_lines(summary: ExportSummary) -> list[str]:
             f"read back: {read.weights} weights of {read.layers} layers equal bit for bit, "
             f"{read.zeros} of them exactly zero"
         )
-        if read.zeros:
+        if read.sparse_layers:
+            lines.append(f"{read.sparse_layers} of them sparse: {read.bits_per_weight:.2f} bits a weight")
+        elif read.zeros:
             lines.append("zeros are stored like other weights here: they bring neither speed nor size")
     if summary.agreement is not None:
         seen = summary.agreement

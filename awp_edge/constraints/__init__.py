@@ -3,7 +3,7 @@
 from .base import Constraint, Mask, Shape, Support, Traits, top_k
 from .low_rank import LowRank
 from .sparse import Sparse, gain
-from .supports import NM, BalancedBlock, BlockSparse, Dense, RowSparse
+from .supports import NM, BalancedBlock, BlockSparse, Dense, RowSparse, interleaved
 from .values import BITS, BoundGrid, IntGrid, Reals, Values
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "Traits",
     "Values",
     "gain",
+    "interleaved",
     "top_k",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..problem import Array
 from .base import Descriptor, Mask, Shape, top_k
@@ -13,6 +14,11 @@ from .base import Descriptor, Mask, Shape, top_k
 def _between(dense: int, sparse: int, fraction: float) -> int:
     """Return the count `fraction` of the way from dense to sparse, rounded half up."""
     return int(np.floor(dense - fraction * (dense - sparse) + 0.5))
+
+
+def interleaved(d_in: int, block: int = 64) -> NDArray[np.intp]:
+    """Return the inputs in the order of a BalancedBlock's blocks: b, b + n, b + 2n, ... for b = 0 .. n - 1, n = d_in / block."""
+    return np.arange(d_in).reshape(block, -1).T.ravel()
 
 
 def _check_count(kept: int, of: int, *, what: str) -> None:

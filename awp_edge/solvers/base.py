@@ -76,6 +76,7 @@ class Encoding:
     codes: uint8 (d_out, d_in).  scales: (d_out, groups).  zeros: uint8 (d_out, groups).
     mask: bool (d_out, d_in).  left, right: (d_out, r) and (r, d_in), Theta = left @ right.
     input_scales: s, (d_in,), where the codes are those of Theta diag(s): Theta = (code - zero) scale / s.
+    interleaved: a group of scales and zeros is not of consecutive inputs but of whole K/64 blocks, see `interleaved`.
     """
 
     codes: Codes | None = None
@@ -85,6 +86,7 @@ class Encoding:
     left: Array | None = None
     right: Array | None = None
     input_scales: Array | None = None
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from .factor import FactorMatMuls
 from .pack import PackMatMuls
+from .sparse import SparseMatMuls
 from .tie import TieEmbedding
 
-__all__ = ["FactorMatMuls", "PackMatMuls", "TieEmbedding"]
+__all__ = ["FactorMatMuls", "PackMatMuls", "SparseMatMuls", "TieEmbedding"]

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from ...constraints import interleaved
 from ..packing import PackedLinear
-from .common import add_initializer, name_of, replace_node, stem_of
+from .common import add_initializer, array_of, name_of, replace_node, stem_of
 
 DOMAIN = "com.microsoft"
 
@@ -38,7 +39,8 @@ class PackMatMuls(ir.passes.InPlacePass):
     def _rewrite(self, graph: ir.Graph, node: ir.Node) -> None:
         packed = self._packed[name_of(node)]
         stem = stem_of(node)
-        inputs = [node.inputs[0], *pack_initializers(graph, stem, packed)]
+        source = _in_block_order(graph, node) if packed.interleaved else node.inputs[0]
+        inputs = [source, *pack_initializers(graph, stem, packed)]
         attributes = {"K": packed.shape[1], "N": packed.shape[0], "bits": packed.bits,
                       "block_size": packed.block_size, "accuracy_level": self._accuracy_level}  # fmt: skip
         replace_node(
@@ -46,6 +48,24 @@ class PackMatMuls(ir.passes.InPlacePass):
             node,
             ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=packed_name(name_of(node))),
         )
+
+
+def _in_block_order(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    """Put a Gather before a node that hands it its inputs in the order of K/64 blocks."""
+    d_in = int(array_of(node.inputs[1]).shape[0])
+    name = f"awp_edge.block_order_{d_in}"
+    order = graph.initializers.get(name)
+    if order is None:
+        order = add_initializer(graph, name, interleaved(d_in).astype(np.int64))
+    gather = ir.node("Gather", [node.inputs[0], order], {"axis": -1}, name=block_order_name(node))
+    gather.outputs[0].name = f"{gather.name}/output_0"
+    graph.insert_before(node, gather)
+    return gather.outputs[0]
+
+
+def block_order_name(node: ir.Node) -> str:
+    """Return the name of the Gather before a MatMul or the MatMulNBits in its place."""
+    return name_of(node).removesuffix("NBits").removesuffix("MatMul") + "block_order/Gather"
 
 
 def packed_name(name: str) -> str:

@@ -1,0 +1,2 @@
+#define AWP_DOT
+#include "neon.inc"

@@ -1,0 +1,237 @@
+#include "sparse_matmul.h"
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+
+namespace awp::kernels {
+namespace {
+
+constexpr std::int64_t kMost = std::int64_t{1} << 31;  // rows or inputs; products of two and 16 stay below 2^63
+constexpr std::size_t kFewRows = 3;                    // up to here decoding again costs less than expanding
+constexpr std::size_t kTasks = 32;                     // at most: enough for threads of unequal speed
+constexpr std::size_t kTaskWeights = 1 << 15;          // at least, for a thread to be worth waking
+
+std::size_t bits(std::uint64_t mask) { return static_cast<std::size_t>(__builtin_popcountll(mask)); }
+
+bool aligned(const void* pointer, std::size_t to) { return reinterpret_cast<std::uintptr_t>(pointer) % to == 0; }
+
+// Bytes that a tile's codes take by its masks; SIZE_MAX where a mask disagrees with `kept`.
+std::size_t tile_bytes(const Weights& w, std::size_t tile, bool fixed) {
+  const std::uint64_t* masks = w.masks + tile * w.blocks() * kTile;
+  std::size_t total = 0;
+  for (std::size_t block = 0; block < w.blocks(); block += 2) {
+    const bool paired = block + 1 < w.blocks();
+    for (std::size_t row = 0; row < kTile; ++row) {
+      const std::size_t low = bits(masks[block * kTile + row]);
+      const std::size_t high = paired ? bits(masks[(block + 1) * kTile + row]) : low;
+      if (fixed && (low != w.kept || high != w.kept)) return std::numeric_limits<std::size_t>::max();
+      total += paired ? (low > high ? low : high) : (low + 1) / 2;
+    }
+  }
+  return total;
+}
+
+const char* check_codes(const Packed& packed, const Weights& w) {
+  const std::size_t available = packed.n_codes - 2 * kGuard;
+  const bool fixed = packed.offsets == nullptr;
+  std::size_t at = 0;
+  for (std::size_t tile = 0; tile < w.tiles(); ++tile) {
+    if (!fixed && w.offsets[tile] != at) return "an entry of the offset table does not follow from the masks";
+    const std::size_t bytes = tile_bytes(w, tile, fixed);
+    if (bytes == std::numeric_limits<std::size_t>::max()) return "a mask keeps another number of weights than `kept`";
+    if (bytes > available - at) return "the codes are fewer than the masks keep";
+    at += bytes;
+  }
+  if (!fixed && w.offsets[w.tiles()] != at) return "an entry of the offset table does not follow from the masks";
+  return at == available ? nullptr : "the codes are more than the masks keep";
+}
+
+struct Free {
+  void operator()(void* pointer) const { std::free(pointer); }
+};
+template <class T> using Buffer = std::unique_ptr<T[], Free>;
+
+template <class T> Buffer<T> allocate(std::size_t count) {
+  const std::size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+  return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, bytes == 0 ? 64 : bytes)));
+}
+
+void reorder(const Weights& w, const float* x, bool interleaved, float* out) {
+  if (!interleaved) {
+    std::memcpy(out, x, w.inputs * sizeof *out);
+    return;
+  }
+  const std::size_t blocks = w.blocks();
+  for (std::size_t i = 0; i < kBlock; ++i)
+    for (std::size_t block = 0; block < blocks; ++block) out[block * kBlock + i] = x[i * blocks + block];
+}
+
+// The largest magnitude of a group by its bits: NaN is above infinity, infinity above every number.
+float largest(const float* x, std::size_t count) {
+  std::uint32_t most = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint32_t magnitude;
+    std::memcpy(&magnitude, x + i, sizeof magnitude);
+    magnitude &= 0x7fffffffu;
+    most = magnitude > most ? magnitude : most;
+  }
+  float value;
+  std::memcpy(&value, &most, sizeof value);
+  return value;
+}
+
+void quantize_ordered(const Weights& w, const float* x, std::int8_t* values, float* scales, std::int32_t* sums) {
+  constexpr float kRound = 12582912;  // 1.5 2^23: adding and taking it off rounds half to even
+  for (std::size_t group = 0; group < w.groups(); ++group, x += w.group, values += w.group) {
+    const float most = largest(x, w.group);
+    const bool usable = most <= std::numeric_limits<float>::max();
+    // Below the smallest normal number the quotient would overflow; such inputs count as zero.
+    const bool tiny = most < std::numeric_limits<float>::min() * 128;
+    const float inverse = tiny || !usable ? 0.0f : 127.0f / most;
+    std::int32_t sum = 0;
+    for (std::size_t i = 0; i < w.group; ++i) {
+      const float step = usable ? x[i] * inverse : 0.0f;
+      const std::int32_t value = static_cast<std::int32_t>((step + kRound) - kRound);
+      values[i] = static_cast<std::int8_t>(value);
+      sum += value;
+    }
+    scales[group] = usable ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
+    sums[group] = sum;
+  }
+}
+
+struct Job {
+  const Weights& w;
+  const Table& table;
+  const Inputs& in;
+  float* y;
+  std::size_t tiles_per_task = 1;
+  std::int8_t* values = nullptr;
+  float* scales = nullptr;
+  std::int32_t* sums = nullptr;
+  Quantized* rows = nullptr;
+  float* ordered = nullptr;
+  std::atomic<bool> failed{false};
+
+  void prepare(std::size_t row) {
+    const float* x = in.x + row * w.inputs;
+    if (in.level == Level::float_inputs) return reorder(w, x, in.interleaved, ordered + row * w.inputs);
+    quantize(w, x, in.interleaved, values + row * w.inputs, scales + row * w.groups(), sums + row * w.groups());
+    rows[row] = {values + row * w.inputs, scales + row * w.groups(), sums + row * w.groups()};
+  }
+
+  bool decodes() const { return in.level == Level::int8_inputs && in.rows <= kFewRows; }
+
+  void tiles(std::size_t task) {
+    const std::size_t first = task * tiles_per_task;
+    const std::size_t last = first + tiles_per_task < w.tiles() ? first + tiles_per_task : w.tiles();
+    if (decodes()) {
+      for (std::size_t tile = first; tile < last; ++tile) decode(tile);
+      return;
+    }
+    const Buffer<Expanded> expanded = allocate<Expanded>(w.inputs * kTile);
+    const Buffer<float> last_tile = allocate<float>(w.rows % kTile != 0 ? in.rows * kTile : 0);
+    if (!expanded || !last_tile) {
+      failed = true;
+      return;
+    }
+    for (std::size_t tile = first; tile < last; ++tile) {
+      table.expand(w, tile, expanded.get());
+      const bool whole = (tile + 1) * kTile <= w.rows;
+      float* to = whole ? y + tile * kTile : last_tile.get();
+      const std::size_t stride = whole ? w.rows : kTile;
+      if (in.level == Level::int8_inputs)
+        table.dense(w, tile, expanded.get(), rows, in.rows, to, stride);
+      else
+        table.dense_float(w, tile, expanded.get(), ordered, in.rows, to, stride);
+      for (std::size_t row = 0; !whole && row < in.rows; ++row) put(tile, row, to + row * kTile);
+    }
+  }
+
+  void decode(std::size_t tile) {
+    float sixteen[kTile];
+    for (std::size_t row = 0; row < in.rows; ++row) {
+      table.decode(w, tile, rows[row], sixteen);
+      put(tile, row, sixteen);
+    }
+  }
+
+  void put(std::size_t tile, std::size_t row, const float* sixteen) {
+    const std::size_t left = w.rows - tile * kTile, count = left < kTile ? left : kTile;
+    std::memcpy(y + row * w.rows + tile * kTile, sixteen, count * sizeof *y);
+  }
+};
+
+}  // namespace
+
+const char* check(const Packed& packed, Weights* out) {
+  if (packed.rows < 1 || packed.inputs < 1 || packed.rows > kMost || packed.inputs > kMost)
+    return "N and K must be at least 1 and at most 2^31";
+  if (packed.group != 64 && packed.group != 128) return "block_size must be 64 or 128";
+  if (packed.inputs % packed.group != 0) return "block_size must divide K";
+  if (packed.kept < -1 || packed.kept > 64) return "kept must lie between 0 and 64, or be -1";
+  if (packed.codes == nullptr || packed.n_codes < 2 * kGuard) return "the codes lack their guard bytes";
+  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+  const std::size_t kept = packed.kept < 0 ? 0 : size(packed.kept);
+  const Weights w{packed.masks,      packed.codes + kGuard, packed.scales,      packed.zeros, packed.offsets,
+                  size(packed.rows), size(packed.inputs),   size(packed.group), kept};
+  if (packed.masks == nullptr || packed.n_masks != w.tiles() * w.blocks() * kTile) return "masks have the wrong size";
+  if (packed.scales == nullptr || packed.n_scales != w.tiles() * w.groups() * kTile) return "scales have the wrong size";
+  if (packed.zeros != nullptr && packed.n_zeros != w.tiles() * w.groups()) return "zeros have the wrong size";
+  if ((packed.offsets == nullptr) != (packed.kept >= 0)) return "offsets belong to kept = -1 and to nothing else";
+  if (packed.offsets != nullptr && packed.n_offsets != w.tiles() + 1) return "offsets have the wrong size";
+  if (!aligned(packed.masks, 8) || !aligned(packed.scales, 2) || !aligned(packed.zeros, 8) || !aligned(packed.offsets, 8))
+    return "a tensor is not aligned to its elements";
+  *out = w;
+  return check_codes(packed, w);
+}
+
+void quantize(const Weights& w, const float* x, bool interleaved, std::int8_t* values, float* scales,
+              std::int32_t* sums) {
+  if (!interleaved) return quantize_ordered(w, x, values, scales, sums);
+  // A group at a time on the stack: no allocation in the decoding loop.
+  const std::size_t blocks = w.blocks();
+  Weights one = w;
+  one.inputs = w.group;
+  float ordered[2 * kBlock];
+  for (std::size_t group = 0; group < w.groups(); ++group) {
+    for (std::size_t j = 0; j < w.group; ++j) {
+      const std::size_t at = group * w.group + j;
+      ordered[j] = x[at % kBlock * blocks + at / kBlock];
+    }
+    quantize_ordered(one, ordered, values + group * w.group, scales + group, sums + group);
+  }
+}
+
+bool multiply(const Weights& w, const Table& table, const Inputs& in, float* y, const Parallel& parallel) {
+  if (in.rows == 0) return true;
+  const bool whole = in.level == Level::int8_inputs;
+  const Buffer<std::int8_t> values = allocate<std::int8_t>(whole ? in.rows * w.inputs : 0);
+  const Buffer<float> scales = allocate<float>(whole ? in.rows * w.groups() : 0);
+  const Buffer<std::int32_t> sums = allocate<std::int32_t>(whole ? in.rows * w.groups() : 0);
+  const Buffer<Quantized> rows = allocate<Quantized>(whole ? in.rows : 0);
+  const Buffer<float> ordered = allocate<float>(whole ? 0 : in.rows * w.inputs);
+  if (!values || !scales || !sums || !rows || !ordered) return false;
+  Job job{w, table, in, y, 1, values.get(), scales.get(), sums.get(), rows.get(), ordered.get(), {}};
+  const auto prepare = [](void* data, std::size_t row) { static_cast<Job*>(data)->prepare(row); };
+  if (in.rows == 1)
+    job.prepare(0);
+  else
+    parallel.run(parallel.context, prepare, in.rows, &job);
+  const std::size_t least = kTaskWeights / (kTile * w.inputs * in.rows) + 1;
+  const std::size_t even = (w.tiles() + kTasks - 1) / kTasks;
+  job.tiles_per_task = least > even ? least : even;
+  const auto tiles = [](void* data, std::size_t task) { static_cast<Job*>(data)->tiles(task); };
+  const std::size_t tasks = (w.tiles() + job.tiles_per_task - 1) / job.tiles_per_task;
+  if (tasks == 1)
+    job.tiles(0);
+  else
+    parallel.run(parallel.context, tiles, tasks, &job);
+  return !job.failed;
+}
+
+}  // namespace awp::kernels

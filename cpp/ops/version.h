@@ -1,0 +1,4 @@
+#pragma once
+#if !defined(AWP_VERSION)
+#define AWP_VERSION "unknown"
+#endif

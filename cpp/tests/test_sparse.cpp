@@ -1,0 +1,109 @@
+// Every table this machine runs against the reference; refusal of packed bytes that are not what they claim to be.
+#include <algorithm>
+
+#include "sparse_checks.hpp"
+
+using namespace awp_test;
+
+namespace {
+
+void run_here(void*, void (*task)(void*, std::size_t), std::size_t count, void* data) {
+  for (std::size_t i = 0; i < count; ++i) task(data, i);
+}
+
+// Changes one thing at random; the answer is a refusal or a weight that every table can multiply by.
+void test_damaged(unsigned seed) {
+  std::mt19937 random(seed);
+  const std::vector<Case> all = cases();
+  Sample sample(all[random() % all.size()], seed);
+  Packed packed = sample.packed();
+  std::int64_t* numbers[] = {&packed.rows, &packed.inputs, &packed.group, &packed.kept};
+  std::size_t* sizes[] = {&packed.n_masks, &packed.n_codes, &packed.n_scales, &packed.n_zeros, &packed.n_offsets};
+  const std::int64_t odd[] = {-1, 0, 1, 63, 65, 128, std::int64_t{1} << 31, std::int64_t{1} << 62, INT64_MIN, INT64_MAX};
+  auto* masks = const_cast<std::uint64_t*>(packed.masks);
+  auto* offsets = const_cast<std::uint64_t*>(packed.offsets);
+  switch (random() % 6) {
+    case 0: *numbers[random() % 4] = odd[random() % 10]; break;
+    case 1: *numbers[random() % 4] += random() % 2 ? 1 : -1; break;
+    case 2: *sizes[random() % 5] = random() % 2 ? 0 : std::size_t{1} << random() % 64; break;
+    case 3: masks[random() % packed.n_masks] ^= std::uint64_t{1} << random() % 64; break;
+    case 4: packed.n_codes -= std::min<std::size_t>(packed.n_codes, 1 + random() % 200); break;
+    default:
+      if (offsets) offsets[random() % packed.n_offsets] ^= std::uint64_t{1} << random() % 64;
+      else packed.zeros = nullptr;
+  }
+  Weights w;
+  // A size larger than its memory cannot be told from here; the caller, who knows the tensor, gives true sizes.
+  const Packed& real = sample.packed();
+  if (packed.n_masks > real.n_masks || packed.n_codes > real.n_codes || packed.n_scales > real.n_scales ||
+      packed.n_zeros > real.n_zeros || packed.n_offsets > real.n_offsets)
+    return;
+  if (check(packed, &w) != nullptr) return;
+  const std::vector<float> x = normal<float>(5 * w.inputs, seed);
+  std::vector<float> y(5 * w.rows);
+  for (const char* isa : {"base", "avx2", "avx512vnni", "neon", "neondot"})
+    if (const Table* table = choose(isa))
+      for (const std::size_t rows : {1, 5})
+        check(multiply(w, *table, {x.data(), rows, seed % 2 == 0, Level::int8_inputs}, y.data(), {run_here, nullptr}), "multiply");
+}
+
+// Whole rows through the driver: interleaving, few and many rows, a last tile that is not full.
+void test_driver() {
+  Sample sample({19, 3, 64, 32, true, false}, 3);
+  Weights w;
+  check(check(sample.packed(), &w) == nullptr, "check");
+  const std::vector<float> x = normal<float>(9 * w.inputs, 4);
+  std::vector<float> turned(x.size()), one(9 * w.rows), all(9 * w.rows), again(9 * w.rows);
+  for (std::size_t row = 0; row < 9; ++row)
+    for (std::size_t i = 0; i < w.inputs; ++i)
+      turned[row * w.inputs + i] = x[row * w.inputs + i % kBlock * w.blocks() + i / kBlock];
+  const Table& table = *choose("");
+  const Parallel here{run_here, nullptr};
+  for (std::size_t row = 0; row < 9; ++row)
+    multiply(w, table, {x.data() + row * w.inputs, 1, true, Level::int8_inputs}, one.data() + row * w.rows, here);
+  multiply(w, table, {x.data(), 9, true, Level::int8_inputs}, all.data(), here);
+  multiply(w, table, {turned.data(), 9, false, Level::int8_inputs}, again.data(), here);
+  check(one == all, "one row and nine rows");
+  check(one == again, "interleaved inputs");
+  check(multiply(w, table, {x.data(), 0, true, Level::int8_inputs}, nullptr, here), "no rows");
+}
+
+void test_quantize() {
+  Sample sample({16, 1, 64, 32, false, false}, 3);
+  Weights w;
+  check(check(sample.packed(), &w) == nullptr, "check");
+  std::vector<float> x(64, 0.0f);
+  std::int8_t values[64];
+  float scale;
+  std::int32_t sum;
+  quantize(w, x.data(), false, values, &scale, &sum);
+  check(scale == 0 && sum == 0, "zeros");
+  x[3] = -2;
+  x[4] = 1;
+  quantize(w, x.data(), false, values, &scale, &sum);
+  check(values[3] == -127 && values[4] == 64 && sum == -63 && scale == 2.0f / 127, "halves go to even");
+  x[9] = INFINITY;
+  quantize(w, x.data(), false, values, &scale, &sum);
+  check(std::isnan(scale) && sum == 0, "infinity");
+  x[9] = std::nanf("");
+  quantize(w, x.data(), false, values, &scale, &sum);
+  check(std::isnan(scale), "NaN");
+  x.assign(64, 1e-45f);
+  quantize(w, x.data(), false, values, &scale, &sum);
+  check(sum == 0, "subnormal");
+}
+
+}  // namespace
+
+int main() {
+  for (const char* isa : {"avx2", "avx512vnni", "neon", "neondot"})
+    if (const Table* table = choose(isa)) {
+      std::printf("%s\n", table->name);
+      check_table(*table);
+    }
+  check(choose("nonsense") == nullptr && choose("base") == &kReference, "choose");
+  test_driver();
+  test_quantize();
+  for (unsigned seed = 0; seed < 3000; ++seed) test_damaged(seed);
+  return result("sparse");
+}

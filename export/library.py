@@ -1,0 +1,125 @@
+"""The operator library: where it is, and its kernels called without a runtime (checks, parity tests, measurements)."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import AwpError
+from .sparse_packing import SparseLinear
+
+LIBRARY = "libawp_edge_ops.dylib" if sys.platform == "darwin" else "libawp_edge_ops.so"
+Floats = NDArray[np.float32]
+
+_SIZES = (
+    ("rows", ctypes.c_int64),
+    ("inputs", ctypes.c_int64),
+    ("group", ctypes.c_int64),
+    ("kept", ctypes.c_int64),
+)
+_PARTS = ("masks", "codes", "scales", "zeros", "offsets")
+
+
+class _Packed(ctypes.Structure):
+    """Mirror awp::kernels::Packed."""
+
+    _fields_ = (
+        *_SIZES,
+        *(field for part in _PARTS for field in ((part, ctypes.c_void_p), (f"n_{part}", ctypes.c_size_t))),
+    )
+
+
+def library_path() -> Path | None:
+    """Return the operator library that was installed with this package, or None where there was no compiler."""
+    path = Path(__file__).resolve().parent.parent / LIBRARY
+    return path if path.is_file() else None
+
+
+def require_library() -> Path:
+    """Return the operator library. Raises: AwpError where it was not built."""
+    path = library_path()
+    if path is None:
+        raise AwpError(
+            "sparse weights need the operator library, which was not built: install a C++ compiler and reinstall, "
+            "or use --weights dense"
+        )
+    return path
+
+
+@cache
+def _library() -> Any:
+    library = ctypes.CDLL(str(require_library()))
+    for name in ("version", "isa", "check", "multiply"):
+        getattr(library, f"awp_edge_{name}").restype = ctypes.c_char_p
+    library.awp_edge_read.restype = ctypes.c_uint64
+    return library
+
+
+def version() -> str:
+    """Return what the library says of itself, "awp-edge VERSION, format F"."""
+    return str(_library().awp_edge_version().decode())
+
+
+def kernels(isa: str = "") -> str | None:
+    """Return the kernels that a name of AWP_ISA stands for, "" for the best; None where this machine lacks them."""
+    name = _library().awp_edge_isa(isa.encode())
+    return None if name is None else str(name.decode())
+
+
+def check(packed: SparseLinear) -> str | None:
+    """Return what the operator would refuse in a packed layer, or None."""
+    wrong = _library().awp_edge_check(ctypes.byref(_describe(packed)))
+    return None if wrong is None else str(wrong.decode())
+
+
+def multiply(
+    packed: SparseLinear, x: Floats, *, accuracy_level: int = 4, isa: str = "", repeats: int = 1
+) -> Floats:
+    """Return x W^T on the calling thread, (rows, N) float32; the interpreter lock is released.
+
+    Args:
+        packed: the weight, (N, K).
+        x: (rows, K) float32.
+        accuracy_level: 4 for int8 inputs, 0 for float32.
+        isa: a name of AWP_ISA; the best by default.
+        repeats: how often to do it, for measurements.
+
+    Raises:
+        ValueError: shapes that clash, or what the operator refuses.
+    """
+    if x.ndim != 2 or x.shape[1] != packed.shape[1]:
+        raise ValueError(f"inputs of shape {x.shape} do not fit a {packed.shape} weight")
+    inputs = np.ascontiguousarray(x, dtype=np.float32)
+    out = np.empty((len(inputs), packed.shape[0]), dtype=np.float32)
+    wrong = _library().awp_edge_multiply(
+        ctypes.byref(_describe(packed)), isa.encode(), _pointer(inputs), ctypes.c_size_t(len(inputs)),
+        int(packed.interleaved), accuracy_level, _pointer(out), ctypes.c_size_t(repeats),
+    )  # fmt: skip
+    if wrong is not None:
+        raise ValueError(wrong.decode())
+    return out
+
+
+def read(data: NDArray[np.uint64]) -> int:
+    """Read a buffer once and return the sum of its words: the speed of memory, when timed."""
+    return int(_library().awp_edge_read(_pointer(data), ctypes.c_size_t(data.size)))
+
+
+def _describe(packed: SparseLinear) -> _Packed:
+    described = _Packed(*packed.shape, packed.block_size, packed.kept)
+    for name in _PARTS:
+        part = getattr(packed, name)
+        if part is not None:
+            setattr(described, name, part.ctypes.data)
+            setattr(described, f"n_{name}", part.size)
+    return described
+
+
+def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)

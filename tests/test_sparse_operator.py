@@ -1,0 +1,126 @@
+"""awp_edge::SparseMatMulNBits inside ONNX Runtime: its bits, its shapes, and an error status for every bad model."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from awp_edge.export import sparse_reference
+from awp_edge.export.sparse_packing import SparseLinear, pack_sparse
+from sparse_graphs import attributes, model, parts, session
+from sparse_layers import random_layer
+
+
+@pytest.fixture(scope="module")
+def packed() -> SparseLinear:
+    return pack_sparse(random_layer((600, 192)))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 5), (300,), (2, 0), (1, 1, 3, 2)])
+def test_every_shape_gives_the_bits_of_the_reference(
+    packed: SparseLinear, shape: tuple[int, ...], threads: int
+) -> None:
+    a = np.random.default_rng(0).standard_normal((*shape, 192)).astype(np.float32)
+    (y,) = session(model(parts(packed), attributes(packed)), threads=threads).run(None, {"a": a})
+    expected = sparse_reference.multiply(packed, a.reshape(-1, 192)).reshape(*shape, 600)
+    assert y.shape == expected.shape
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("kept", [None, 16, 32])
+@pytest.mark.parametrize("level", [0, 4])
+def test_every_kind_of_layer(kept: int | None, level: int) -> None:
+    packed = pack_sparse(random_layer((40, 256), kept=kept, group=128))
+    a = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float32)
+    (y,) = session(model(parts(packed), attributes(packed, accuracy_level=level))).run(None, {"a": a})
+    if level == 4:
+        np.testing.assert_array_equal(y, sparse_reference.multiply(packed, a))
+    else:
+        np.testing.assert_allclose(y, a @ packed.dense().T, atol=1e-4)
+
+
+def test_symmetric_layers_have_no_zeros() -> None:
+    layer = random_layer((16, 64))
+    layer.zeros[:] = 8
+    layer.codes[~layer.mask] = 8
+    packed = pack_sparse(layer)
+    assert packed.zeros is None
+    a = np.ones((2, 64), dtype=np.float32)
+    (y,) = session(model(parts(packed), attributes(packed))).run(None, {"a": a})
+    np.testing.assert_array_equal(y, sparse_reference.multiply(packed, a))
+
+
+BAD = {
+    "K": ({"K": 128}, "masks have the wrong size"),
+    "N": ({"N": 0}, "N and K must be at least 1"),
+    "N too large": ({"N": 2**40}, "N and K must be at least 1"),
+    "block_size": ({"block_size": 32}, "block_size must be 64 or 128"),
+    "a block that does not divide": ({"block_size": 128}, "block_size must divide K"),
+    "kept": ({"kept": 31}, "another number of weights than `kept`"),
+    "no offsets": ({"kept": -1}, "offsets belong to kept = -1"),
+    "level": ({"accuracy_level": 2}, "accuracy_level must be 0 or 4"),
+    "order": ({"interleaved": 2}, "interleaved must be 0 or 1"),
+    "version": ({"format_version": 2}, "another format_version than this library reads"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_attributes(packed: SparseLinear, case: str) -> None:
+    change, message = BAD[case]
+    with pytest.raises(Exception, match=re.escape(message)):
+        session(model(parts(packed), {**attributes(packed), **change}))
+
+
+def test_missing_attributes_and_wrong_types(packed: SparseLinear) -> None:
+    settings = attributes(packed)
+    with pytest.raises(Exception, match="kept"):
+        session(model(parts(packed), {key: value for key, value in settings.items() if key != "kept"}))
+    with pytest.raises(Exception, match="Type Error|type"):
+        session(model({**parts(packed), "masks": packed.masks.astype(np.int64)}, settings))
+
+
+@pytest.mark.parametrize("part", ["masks", "zeros"])
+def test_weights_that_are_no_constants(packed: SparseLinear, part: str) -> None:
+    with pytest.raises(Exception, match="must be constants of the model"):
+        made = session(model(parts(packed), attributes(packed), outside=part))
+        made.run(None, {"a": np.ones((1, 192), np.float32), part: getattr(packed, part)})
+
+
+def test_inputs_of_another_width(packed: SparseLinear) -> None:
+    made = session(model(parts(packed), attributes(packed)))
+    for shape in ((2, 191), (), (1,)):
+        with pytest.raises(Exception, match="the last dimension of A must be K"):
+            made.run(None, {"a": np.ones(shape, dtype=np.float32)})
+
+
+def test_an_instruction_set_that_is_not_there(packed: SparseLinear, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWP_ISA", "sse9")
+    with pytest.raises(Exception, match="AWP_ISA names an instruction set that this machine does not run"):
+        session(model(parts(packed), attributes(packed)))
+    monkeypatch.setenv("AWP_ISA", "base")
+    a = np.ones((1, 192), dtype=np.float32)
+    (y,) = session(model(parts(packed), attributes(packed))).run(None, {"a": a})
+    np.testing.assert_array_equal(y, sparse_reference.multiply(packed, a))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_damaged_models_never_crash(seed: int) -> None:
+    script = Path(__file__).with_name("sparse_graphs.py")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _RUN.format(str(script.parent), seed)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused, ran = map(int, re.findall(r"\d+", done.stdout))
+    assert refused > 100 and ran > 10
+
+
+_RUN = "import sys; sys.path.insert(0, {0!r}); from sparse_graphs import fuzz; print(fuzz({1}, 250))"
