@@ -15,7 +15,7 @@ from .constraints import BoundGrid, LowRank, Mask, Reals, Sparse, Support
 from .constraints.values import Codes
 from .problem import Array, Problem
 from .solvers import descent, nearest_plane, ranges
-from .solvers.admm import Admm, admm
+from .solvers.admm import Admm, admm, proximal_matrix
 from .solvers.base import Run, Stop, minimise
 from .solvers.nearest_plane import Order
 from .solvers.pgd import Pgd, iterate
@@ -50,6 +50,9 @@ class Backend(Protocol):
 
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
         """Run projected gradient descent from a start inside the set (or W, with a ramp)."""
+
+    def inverse(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the inverse of a symmetric positive definite matrix."""
 
     def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
         """Return the sparse end of a splitting run."""
@@ -114,6 +117,10 @@ class NumpyBackend:
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
         """Run projected gradient descent."""
         return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
+
+    def inverse(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the inverse of a symmetric positive definite matrix."""
+        return np.linalg.inv(matrix)
 
     def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
         """Return the sparse end of a splitting run."""
@@ -194,9 +201,14 @@ class NativeBackend:
             return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
         return native.pgd(problem, constraint, start, method=method, stop=stop, threads=self.threads)
 
+    def inverse(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the inverse of a symmetric positive definite matrix."""
+        return native.inverse(matrix, threads=self.threads)
+
     def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
         """Return the sparse end of a splitting run."""
-        return native.admm(problem, support, method=method, threads=self.threads)
+        inverse = proximal_matrix(problem.gram, method.penalty, engine=self)
+        return native.admm(problem, support, inverse, method=method, threads=self.threads)
 
     def refit(
         self, problem: Problem, mask: Mask, start: Array, *, steps: int

@@ -20,7 +20,7 @@ from .constraints.base import Descriptor
 from .constraints.values import Codes
 from .errors import AwpError
 from .problem import Array, Problem
-from .solvers.admm import Admm, proximal_matrix
+from .solvers.admm import Admm
 from .solvers.base import Run, Stop, infeasible
 from .solvers.descent import PASSES
 from .solvers.nearest_plane import Order
@@ -136,13 +136,22 @@ def pgd(
     return Run(best, objective, *history, n_iter=len(objectives) - 1, reason=reason, constraint=constraint)
 
 
-def admm(problem: Problem, support: Support, *, method: Admm, threads: int | None = None) -> Array:
+def inverse(matrix: NDArray[np.float64], *, threads: int | None = None) -> NDArray[np.float64]:
+    """Return the inverse of a symmetric positive definite matrix."""
+    out = np.array(matrix, dtype=np.float64, order="C")
+    core().invert(out, thread_count(threads))
+    return out
+
+
+def admm(
+    problem: Problem, support: Support, inverse: Array, *, method: Admm, threads: int | None = None
+) -> Array:
     """Return the sparse end of a splitting run; Ctrl-C stops it."""
     out = np.empty_like(problem.weight)
     counts = [step.descriptor()[1] for step in method.supports(support, problem.shape)]
     core().admm(
         problem.weight,
-        proximal_matrix(problem.gram, method.penalty),
+        np.ascontiguousarray(inverse),
         out,
         support.descriptor(),
         counts=counts,

@@ -70,7 +70,7 @@ def prune(problem: Problem, support: Support, *, effort: Effort, engine: Backend
     theta = np.where(mask, problem.weight, problem.weight.dtype.type(0))
     objectives = [problem.objective(theta)]
     if mask.any() and objectives[0] > 0:
-        scale = np.sqrt(conditional_variance(problem.gram, 1 - float(mask.mean())))
+        scale = np.sqrt(conditional_variance(problem.gram, 1 - float(mask.mean()), engine=engine))
         found, later = _search(scaled(problem, scale), support, effort=effort, engine=engine)
         if later[-1] < objectives[0]:
             theta, objectives = found / scale, objectives + later

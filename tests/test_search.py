@@ -67,20 +67,20 @@ def test_refit_never_raises_f(problem: Problem, k: int) -> None:
 # ------------------------------------------------------------------------------------------------ scaling
 def test_variances_of_independent_inputs_are_their_own() -> None:
     gram = np.diag([1.0, 4.0, 0.25])
-    np.testing.assert_allclose(conditional_variance(gram, 0.5), np.diag(gram), rtol=1e-12)
+    np.testing.assert_allclose(conditional_variance(gram, 0.5, engine=NUMPY), np.diag(gram), rtol=1e-12)
 
 
 def test_a_repeated_input_keeps_little_variance() -> None:
     inputs = np.random.default_rng(0).normal(size=(500, 4))
     inputs[:, 3] = inputs[:, 0] + 0.01 * inputs[:, 3]
     gram = inputs.T @ inputs / 500
-    share = conditional_variance(gram, 0.3) / np.diag(gram)
+    share = conditional_variance(gram, 0.3, engine=NUMPY) / np.diag(gram)
     assert share[0] < 0.3 and share[3] < 0.3 and share[1] > 0.9
 
 
 @given(problems((2, 6)), st.floats(0, 1))
 def test_variances_lie_between_nothing_and_the_diagonal(problem: Problem, sparsity: float) -> None:
-    found = conditional_variance(problem.gram, sparsity)
+    found = conditional_variance(problem.gram, sparsity, engine=NUMPY)
     assert (found > 0).all() and np.isfinite(found).all()
     live = np.diag(problem.gram) > 0
     assert (found[live] <= np.diag(problem.gram)[live] * (1 + 1e-9)).all()
@@ -99,7 +99,7 @@ def test_scaling_leaves_f_alone() -> None:
 def test_the_proximal_matrix_is_the_proximal_map() -> None:
     problem, rho = layer("float64"), 0.7
     target = np.random.default_rng(1).normal(size=problem.shape)
-    found = problem.weight - (problem.weight - target) @ proximal_matrix(problem.gram, rho)
+    found = problem.weight - (problem.weight - target) @ proximal_matrix(problem.gram, rho, engine=NUMPY)
     gradient = problem.gradient(found) + rho * (found - target)
     assert np.abs(gradient).max() < 1e-12 * np.abs(problem.gram).max()
 
@@ -205,11 +205,20 @@ def test_swaps_agree(isa: str, name: str, dtype: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ twins
+@pytest.mark.parametrize("n", [1, 2, 47, 49, 97, 200, 333])
+def test_inverses_agree(isa: str, n: int) -> None:
+    matrix = make_gram("spiked", n, "float64", seed=n) + 0.1 * np.eye(n)
+    reference, *twins = (engine.inverse(matrix) for engine in (NUMPY, NativeBackend(1), NativeBackend(3)))
+    for found in (reference, twins[0]):
+        assert np.abs(matrix @ found - np.eye(n)).max() < 1e-6
+    assert_same_bits(twins[1], twins[0])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_searches_and_refits_agree(isa: str, name: str, dtype: str) -> None:
     problem, tolerance = layer(dtype), F_TOLERANCE[dtype]
-    inner = scaled(problem, np.sqrt(conditional_variance(problem.gram, 0.5)))
+    inner = scaled(problem, np.sqrt(conditional_variance(problem.gram, 0.5, engine=NUMPY)))
     size = problem.objective(np.zeros_like(problem.weight))
     reference, *twins = (NumpyBackend(), *(NativeBackend(threads) for threads in (1, 2, 3)))
     found = reference.admm(inner, SUPPORTS[name], method=Admm(steps=9))
@@ -227,7 +236,7 @@ def test_searches_and_refits_agree(isa: str, name: str, dtype: str) -> None:
 
 def test_bfloat16_products_find_as_good_a_support(isa: str) -> None:
     problem = layer("float32", shape=(64, 96))
-    inner = scaled(problem, np.sqrt(conditional_variance(problem.gram, 0.5)))
+    inner = scaled(problem, np.sqrt(conditional_variance(problem.gram, 0.5, engine=NUMPY)))
     ends = []
     for products in ("float32", "bfloat16"):
         found = NativeBackend().admm(inner, RowSparse(48), method=Admm(products=products))

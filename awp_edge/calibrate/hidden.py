@@ -77,7 +77,11 @@ def hidden_writer(path: Path) -> Iterator[HiddenWriter]:
 
 
 def _add(total: int, batch: torch.Tensor) -> int:
-    return (total + int(batch.numpy().view(np.uint32).sum(dtype=np.uint64))) % 2**64
+    """Return the sum of all 64-bit words (a last half word counts as one), modulo 2^64."""
+    words = batch.numpy().reshape(-1).view(np.uint32)
+    pairs = words[: words.size // 2 * 2].view(np.uint64)
+    odd = int(words[-1]) if words.size % 2 else 0
+    return (total + int(pairs.sum(dtype=np.uint64)) + odd) % 2**64
 
 
 def _footer(total: int) -> bytes:

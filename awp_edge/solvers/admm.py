@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..constraints import Sparse, Support
 from ..problem import Array, Problem
@@ -53,7 +54,14 @@ class Admm:
         return [*(support.at(share, shape) for share in shares), support]
 
 
-class Operations(Protocol):
+class Inverter(Protocol):
+    """What inverts."""
+
+    def inverse(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the inverse of a symmetric positive definite matrix."""
+
+
+class Operations(Inverter, Protocol):
     """What the iteration is written in."""
 
     def product(self, a: Array, b: Array) -> Array:
@@ -65,7 +73,7 @@ class Operations(Protocol):
 
 def admm(problem: Problem, support: Support, *, method: Admm, engine: Operations) -> Array:
     """Return P(V) after the last step, (d_out, d_in): the weight on the support that was found, not refitted."""
-    inverse, weight = proximal_matrix(problem.gram, method.penalty), problem.weight
+    inverse, weight = proximal_matrix(problem.gram, method.penalty, engine=engine), problem.weight
     v = weight
     *before, last = method.supports(support, problem.shape)
     for step in before:
@@ -74,9 +82,9 @@ def admm(problem: Problem, support: Support, *, method: Admm, engine: Operations
     return engine.project(Sparse(last), v)
 
 
-def proximal_matrix(gram: Array, penalty: float) -> Array:
+def proximal_matrix(gram: Array, penalty: float, *, engine: Inverter) -> Array:
     """Return rho (C + rho I)^-1, symmetric, inverted in float64."""
-    inverse = penalty * np.linalg.inv(gram.astype(np.float64) + penalty * np.eye(len(gram)))
+    inverse = penalty * engine.inverse(gram.astype(np.float64) + penalty * np.eye(len(gram)))
     return ((inverse + inverse.T) / 2).astype(gram.dtype)
 
 

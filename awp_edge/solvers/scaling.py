@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from ..problem import Array
+from .admm import Inverter
 
 #: Smallest share of its own variance that an input is left with.
 FLOOR = 1e-4
 
 
-def conditional_variance(gram: Array, sparsity: float) -> Array:
+def conditional_variance(gram: Array, sparsity: float, *, engine: Inverter) -> Array:
     """Return about Var(x_j | the other inputs that are kept) for every input, (d_in,), the dtype of C.
 
     In a weight refitted on a support S, zeroing theta_j costs theta_j^2 v_j / 2 once the others have adapted, and
@@ -31,7 +32,7 @@ def conditional_variance(gram: Array, sparsity: float) -> Array:
     scale = np.sqrt(gram.diagonal())
     live = np.where(scale > 0, scale, scale.min(initial=1, where=scale > 0))
     share = min(max(sparsity, FLOOR), 1 - FLOOR)
-    ridge = gram.dtype.type(0.35 * (share / (1 - share)) ** 0.8)
-    noisy = gram / np.outer(live, live) + ridge * np.eye(len(gram), dtype=gram.dtype)
-    known = 1 / np.linalg.inv(noisy).diagonal() - ridge
-    return np.clip(known, FLOOR, 1) * live * live
+    ridge = 0.35 * (share / (1 - share)) ** 0.8
+    noisy = gram / np.outer(live, live) + ridge * np.eye(len(gram))
+    known = 1 / engine.inverse(noisy.astype(np.float64, copy=False)).diagonal() - ridge
+    return (np.clip(known, FLOOR, 1) * live * live).astype(gram.dtype)

@@ -6,6 +6,7 @@
 
 #include "awp/admm.hpp"
 #include "awp/cpu.hpp"
+#include "awp/inverse.hpp"
 #include "awp/low_rank.hpp"
 #include "awp/matmul.hpp"
 #include "awp/pgd.hpp"
@@ -153,6 +154,10 @@ void awp::bind_core(nb::module_& m) {
   bind_products<double>(m, "product", "gram");
   bind_products<bfloat16>(m, "product_bfloat16", "gram_bfloat16");
   bind_grids(m);
+  m.def("invert", [](Out<double> matrix, std::size_t threads) {
+    const nb::gil_scoped_release unlocked;
+    invert(view(matrix), threads);
+  }, nb::arg("matrix").noconvert(), "threads"_a, "Overwrite a symmetric positive definite matrix by its inverse.");
   m.def("supported_isas", &supported_isas, "List what this machine can run, by the names of AWP_ISA.");
   m.def("ready", &amx_request_permission, "Return whether the operating system lets this build run.");
 }

@@ -93,7 +93,7 @@ template <class T> Index gram_tiles(Index d);
 // Up to kGramChunk rows of x are added up in float32 (double for T = double) before they go into the double sum.
 // Only entries (i, j) with i <= j are touched, by exactly one tile each: tiles may run in parallel.
 template <class T> void gram_tile(const PackedMatrix<T>& x, Index tile, double* gram, Workspace& workspace);
-constexpr Index kGramChunk = 1536;
+constexpr Index kGramChunk = 3072;
 
 // Asks the operating system for the AMX tile registers, once per process before the first bfloat16 product.
 // Returns false if it refuses; true in builds that need no permission.
