@@ -136,9 +136,9 @@ def pgd(
     return Run(best, objective, *history, n_iter=len(objectives) - 1, reason=reason, constraint=constraint)
 
 
-def inverse(matrix: NDArray[np.float64], *, threads: int | None = None) -> NDArray[np.float64]:
-    """Return the inverse of a symmetric positive definite matrix."""
-    out = np.array(matrix, dtype=np.float64, order="C")
+def inverse(matrix: Array, *, threads: int | None = None) -> Array:
+    """Return the inverse of a symmetric positive definite matrix, in its dtype."""
+    out = np.array(matrix, order="C")
     core().invert(out, thread_count(threads))
     return out
 

@@ -11,7 +11,7 @@ import numpy as np
 from .backend import Backend
 from .baselines.wanda import wanda_mask
 from .constraints import NM, BalancedBlock, Dense, Reals, RowSparse, Sparse, Support
-from .problem import Array, Problem, ratio
+from .problem import Array, Problem, half_inner, ratio
 from .solvers.admm import Admm, scaled
 from .solvers.base import FIXED_POINT, Run
 from .solvers.quantize import quantize
@@ -68,7 +68,8 @@ def prune(problem: Problem, support: Support, *, effort: Effort, engine: Backend
     """
     mask = wanda_mask(problem, Sparse(support), engine=engine)
     theta = np.where(mask, problem.weight, problem.weight.dtype.type(0))
-    objectives = [problem.objective(theta)]
+    residual = problem.weight - theta
+    objectives = [half_inner(residual, engine.product(residual, problem.gram))]
     if mask.any() and objectives[0] > 0:
         scale = np.sqrt(conditional_variance(problem.gram, 1 - float(mask.mean()), engine=engine))
         found, later = _search(scaled(problem, scale), support, effort=effort, engine=engine)

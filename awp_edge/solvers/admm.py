@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..constraints import Sparse, Support
 from ..problem import Array, Problem
@@ -57,8 +56,8 @@ class Admm:
 class Inverter(Protocol):
     """What inverts."""
 
-    def inverse(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the inverse of a symmetric positive definite matrix."""
+    def inverse(self, matrix: Array) -> Array:
+        """Return the inverse of a symmetric positive definite matrix, in its dtype."""
 
 
 class Operations(Inverter, Protocol):

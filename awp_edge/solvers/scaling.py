@@ -32,7 +32,8 @@ def conditional_variance(gram: Array, sparsity: float, *, engine: Inverter) -> A
     scale = np.sqrt(gram.diagonal())
     live = np.where(scale > 0, scale, scale.min(initial=1, where=scale > 0))
     share = min(max(sparsity, FLOOR), 1 - FLOOR)
-    ridge = 0.35 * (share / (1 - share)) ** 0.8
-    noisy = gram / np.outer(live, live) + ridge * np.eye(len(gram))
-    known = 1 / engine.inverse(noisy.astype(np.float64, copy=False)).diagonal() - ridge
-    return (np.clip(known, FLOOR, 1) * live * live).astype(gram.dtype)
+    ridge = gram.dtype.type(0.35 * (share / (1 - share)) ** 0.8)
+    noisy = gram / np.outer(live, live)
+    np.fill_diagonal(noisy, noisy.diagonal() + ridge)
+    known = 1 / engine.inverse(noisy).diagonal() - ridge
+    return np.clip(known, FLOOR, 1) * live * live

@@ -95,6 +95,11 @@ template <class T> void bind(nb::module_& m) {
   "weight_norm"_a, "ramp"_a, "counts"_a, "bfloat16"_a, "threads"_a,
   "Run projected gradient descent; return (found, objective, objectives, residuals, reason).");
 
+  m.def("invert", [](Out<T> matrix, std::size_t threads) {
+    const nb::gil_scoped_release unlocked;
+    invert<T>(view(matrix), threads);
+  }, nb::arg("matrix").noconvert(), "threads"_a, "Overwrite a symmetric positive definite matrix by its inverse.");
+
   m.def("admm", [](In<T> weight, In<T> inverse, Out<T> out, const Descriptor& descriptor,
                    std::vector<std::size_t> counts, bool bfloat16_products, std::size_t threads) {
     const AdmmOptions options{std::move(counts), bfloat16_products, threads, check_signals};
@@ -154,10 +159,6 @@ void awp::bind_core(nb::module_& m) {
   bind_products<double>(m, "product", "gram");
   bind_products<bfloat16>(m, "product_bfloat16", "gram_bfloat16");
   bind_grids(m);
-  m.def("invert", [](Out<double> matrix, std::size_t threads) {
-    const nb::gil_scoped_release unlocked;
-    invert(view(matrix), threads);
-  }, nb::arg("matrix").noconvert(), "threads"_a, "Overwrite a symmetric positive definite matrix by its inverse.");
   m.def("supported_isas", &supported_isas, "List what this machine can run, by the names of AWP_ISA.");
   m.def("ready", &amx_request_permission, "Return whether the operating system lets this build run.");
 }

@@ -5,6 +5,6 @@
 namespace awp {
 
 // Overwrites a (n, n), symmetric positive definite, by its inverse. Cost 4/3 n^3 multiply-adds, nearly all in products.
-void invert(View<double> a, std::size_t threads);
+template <class T> void invert(View<T> a, std::size_t threads);
 
 }  // namespace awp
