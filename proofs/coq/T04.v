@@ -42,7 +42,7 @@ have up : eta * form C (U - T) <= sqnorm (U - T).
   apply: le_trans (_ : eta * (L * sqnorm (U - T)) <= _); first by rewrite ler_pmul2l // form_le // => i; apply: L_bound.
   by rewrite mulrA ler_pimull ?sqnorm_ge0.
 apply: le_trans (_ : 0 <= 2%:R * eta * (dot (g T) (U - T) + form C (U - T) / 2%:R)) _; first by rewrite !mulr_ge0 ?ler0n // ltW.
-rewrite mulrDr ler_add2l; apply: le_trans up; rewrite le_eqVlt; apply/orP; left; apply/eqP; field.
+rewrite mulrDr ler_add2l; apply: le_trans up; rewrite le_eqVlt; apply/orP; left; apply/eqP; by field.
 Qed.
 End FixedPoints.
 
@@ -58,9 +58,9 @@ Definition has_codes (c : 'I_m -> 'I_n -> nat) (T : 'M[R]_(m, n)) :=
   forall i j, (c i j <= top i j)%N /\ T i j = lo i j + s i j * (c i j)%:R.
 Definition grid T := exists c, has_codes c T.
 (* T but for one entry *)
-Definition change T i j v : 'M[R]_(m, n) := T + (v - T i j) *: delta_mx i j.
+Definition change (T : 'M[R]_(m, n)) i j (v : R) : 'M[R]_(m, n) := T + (v - T i j) *: delta_mx i j.
 (* No other value of one entry has a smaller f. *)
-Definition coordinate_minimal T := forall i j v, grid (change T i j v) -> f T <= f (change T i j v).
+Definition coordinate_minimal (T : 'M[R]_(m, n)) := forall i j v, grid (change T i j v) -> f T <= f (change T i j v).
 
 (* In one entry both conditions have the shape: a x s <= b s^2 / 2 at the neighbouring codes. *)
 Lemma neighbours (a b x : R) (c K : nat) : 0 < x -> 0 <= b -> (c <= K)%N ->
@@ -78,7 +78,9 @@ move=> x0 b0 cK; split=> [all | [down up] c' c'K].
 have bound e (k : nat) : e <= b * x / 2%:R -> (0 < k)%N -> 0 <= - e * (x * k%:R) + b / 2%:R * (x * k%:R) ^+ 2.
   move=> le k_gt0; have -> : - e * (x * k%:R) + b / 2%:R * (x * k%:R) ^+ 2
     = x * k%:R * ((b * x / 2%:R - e) + b * x / 2%:R * (k%:R - 1)) by field.
-  by rewrite !(mulr_ge0, addr_ge0) ?subr_ge0 ?ler0n ?ler1n ?invr_ge0 ?ler0n // ltW.
+  apply: mulr_ge0; first by rewrite mulr_ge0 ?ler0n // ltW.
+  apply: addr_ge0; first by rewrite subr_ge0.
+  by rewrite mulr_ge0 ?divr_ge0 ?mulr_ge0 ?ler0n ?subr_ge0 ?ler1n // ltW.
 have [lt | gt | ->] := ltngtP c' c; last by rewrite subrr mulr0 expr0n !mulr0 addr0.
   have := bound a (c - c')%N (down (leq_ltn_trans (leq0n c') lt)); rewrite subn_gt0 lt natrB ?(ltnW lt) // => /(_ isT).
   by congr (0 <= _); ring.

@@ -33,7 +33,7 @@ Proof.
 have upB : eig_le B (L - mu) by move=> d; rewrite formB mulrBl ler_add2r upper.
 have gram : sqnorm (e *m B) <= (L - mu) * form B e by apply: sqnorm_gram psdB upB _; rewrite subr_ge0.
 have -> : e - eta *: (e *m A) = (1 - eta * mu) *: e - eta *: (e *m B).
-  by apply/rowP => j; rewrite /B mulmxBr mul_mx_scalar !mxE; ring.
+  by rewrite /B mulmxBr mul_mx_scalar; move: (e *m A) => v; apply/rowP => j; rewrite !mxE; ring.
 rewrite -scaleNr sqnormD !sqnormZ dotZl dotZr (dotC e) -form_dot.
 have b_ge0 : 0 <= form B e := (psdB).2 e.
 have b_le : form B e <= (L - mu) * sqnorm e := upB e.
@@ -70,5 +70,7 @@ Proof.
 move=> p_inj normal; rewrite mulmxBl -scalemxAl; congr (_ - _ *: _).
   by apply/rowP => i; rewrite -[RHS](embedE p_inj) mxE (bigD1 (p i)) //= big1 => [|l /negbTE neq];
     rewrite !mxE ?eqxx ?mulr1 ?addr0 // eq_sym neq mulr0.
-rewrite /gradient -[x in LHS](subrK refit) mulmxDl -addrA mulmxDl mulmxDl normal addr0 /C_SS !mulmxA //.
+rewrite /gradient; have -> : x *m embed R p - w = (x - refit) *m embed R p + (refit *m embed R p - w).
+  by rewrite mulmxBl addrA subrK.
+by rewrite !mulmxDl normal addr0 /C_SS !mulmxA.
 Qed.

@@ -36,9 +36,10 @@ move: (dot g (t' - t)) (dot g (u - t)) (form C (t' - t)) (form C (u - t)) (sqnor
 move=> a b q p s r ft compare le_q le_p s0.
 (* q <= s / eta and r <= kappa eta p, then the comparison divided by 2 eta *)
 have q_le : q <= s / eta.
-  apply: le_trans le_q _; rewrite ler_pdivl_mulr // mulrAC ler_pimull // mulrC //.
+  by apply: le_trans le_q _; rewrite ler_pdivl_mulr // mulrAC ler_pimull // mulrC.
 have r_le : r / eta <= kappa * p.
-  rewrite /kappa invfM mulrAC [eta^-1 * _]mulrC ler_pmul2r ?invr_gt0 // ler_pdivl_mulr // mulrC //.
+  have -> : kappa * p = p / alpha / eta by rewrite /kappa; field; rewrite !gt_eqF.
+  by rewrite ler_pmul2r ?invr_gt0 // ler_pdivl_mulr // mulrC.
 rewrite -subr_ge0.
 have -> : ft + b + p / 2%:R + (kappa - 1) * p / 2%:R - (ft + a + q / 2%:R)
   = ((r + 2%:R * eta * b) - (s + 2%:R * eta * a)) / (2%:R * eta) + (kappa * p - r / eta) / 2%:R + (s / eta - q) / 2%:R.
@@ -51,7 +52,7 @@ Lemma form_triangle t u : form C (u - t) <= 2%:R * (Num.sqrt (f t) + Num.sqrt (f
 Proof.
 have [symC _] := psdC; have ft0 := objective_ge0 w t psdC; have fu0 := objective_ge0 w u psdC.
 have -> : u - t = (w - t) - (w - u) by apply/rowP => j; rewrite !mxE; ring.
-rewrite formD // formN mulmxN ?dotNr.
+rewrite formD // formN.
 have cs : dot ((w - t) *m C) (- (w - u)) <= 2%:R * (Num.sqrt (f t) * Num.sqrt (f u)).
   rewrite -sqrtrM //; apply: le_trans (ler_norm _) _; rewrite -sqrtr_sqr.
   have -> : 2%:R * Num.sqrt (f t * f u) = Num.sqrt (2%:R ^+ 2 * (f t * f u)).
@@ -62,9 +63,9 @@ have sqt : Num.sqrt (f t) ^+ 2 = f t by rewrite sqr_sqrtr.
 have squ : Num.sqrt (f u) ^+ 2 = f u by rewrite sqr_sqrtr.
 have -> : 2%:R * (Num.sqrt (f t) + Num.sqrt (f u)) ^+ 2
   = form C (w - t) + 2%:R * (2%:R * (Num.sqrt (f t) * Num.sqrt (f u))) + form C (w - u).
-  have -> : form C (w - t) = 2%:R * f t by rewrite /objective; field.
-  have -> : form C (w - u) = 2%:R * f u by rewrite /objective; field.
-  by rewrite -{3}sqt -{3}squ; ring.
+  have -> : form C (w - t) = 2%:R * Num.sqrt (f t) ^+ 2 by rewrite sqt /objective; field.
+  have -> : form C (w - u) = 2%:R * Num.sqrt (f u) ^+ 2 by rewrite squ /objective; field.
+  by move: (Num.sqrt (f t)) (Num.sqrt (f u)) => a b; ring.
 by rewrite ler_add2r ler_add2l ler_pmul2l ?ltr0n.
 Qed.
 

@@ -166,5 +166,5 @@ have -> : dot ((x - t) *m E *m C) e = dot (\row_i C j (p i)) (x - t).
   rewrite mxE (bigD1 (p i)) //= big1 => [|l /negbTE neq]; last by rewrite !mxE eq_sym neq mulr0.
   by rewrite !mxE eqxx mulr1 addr0.
 have -> : form C ((x - t) *m E) = form (C_SS C p) (x - t) by rewrite /form /C_SS trmx_mul !mulmxA.
-by rewrite add0r /refitted mulNr opprK -!mulrA [gradient _ _ _ _ _ * y]mulrC [C j j * _]mulrC.
+by rewrite add0r /refitted mulNr opprK -(mulrA 2%:R) [gradient _ _ _ _ _ * y]mulrC [C j j * _]mulrC.
 Qed.
