@@ -1,6 +1,7 @@
 # Every target does its own set-up in .venv; stamps make a second run quick.
 #   make demo     the whole road on SmolLM2-135M, with a before/after table
 #   make test     everything that is checked
+#   make proofs   the machine-checked proofs, with Coq
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt \
 	$(shell find awp_edge export cpp -type f -not -name '*.pyc' -not -path '*/tests/*' -not -path '*/bench/*')
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test bench lint proofs sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -34,6 +35,10 @@ bench: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Compiles proofs/coq and prints what each theorem assumes; installs Coq where it can.
+proofs:
+	$(PYTHON) proofs/coq/check.py
 
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer.
 sanitize: $(VENV)/installed

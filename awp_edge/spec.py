@@ -11,7 +11,7 @@ from .constraints import NM, BalancedBlock, Dense, IntGrid, LowRank, Reals, RowS
 from .errors import UsageError
 
 EFFORTS = ("fast", "default", "max")
-DEFAULT_METHOD = "awp"
+DEFAULT_METHOD = "awp-plus"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ Proof.
 have -> : total_gain M = \sum_p (if p \in M then gain p (z p) else 0) by rewrite /total_gain big_mkcond.
 rewrite !sqnorm_pair -sumrB; apply: eq_bigr => -[i j] _ /=.
 rewrite !mxE; case: ifP => _; last by rewrite !subr0.
-by rewrite /gain opprB addrC subrK.
+by rewrite /gain opprB addrCA subrr addr0.
 Qed.
 
 Lemma distance_ge (T : 'M[R]_(m, n)) (M : mask) : (forall p, V p (T p.1 p.2) /\ (p \notin M -> T p.1 p.2 = 0)) ->
@@ -111,3 +111,60 @@ by rewrite !inE ing andbT; move: out; rewrite ing andbT.
 Qed.
 
 End SupportTimesValues.
+
+(* Sorting by gain and taking the first k of every group does it, whatever the order among equal gains. *)
+Section TopK.
+Variables (R : realFieldType) (T : finType) (h : T -> R) (k : nat).
+Definition larger : rel T := fun c c' => h c' <= h c.
+Definition topk (G : {set T}) : {set T} := [set c in take k (sort larger (enum G))].
+
+Lemma topkP G :
+  [/\ topk G \subset G, #|topk G| = minn k #|G| & {in topk G & G :\: topk G, forall c c', h c' <= h c}].
+Proof.
+set s := sort larger (enum G).
+have mem_s c : (c \in s) = (c \in G) by rewrite mem_sort mem_enum.
+have uniq_s : uniq s by rewrite sort_uniq enum_uniq.
+split.
+- by apply/subsetP => c; rewrite inE -mem_s; apply: mem_take.
+- by rewrite cardsE (card_uniqP (take_uniq k uniq_s)) size_take size_sort -cardE.
+move=> c c'; rewrite !inE -/s -(mem_s c') => ck /andP[nck].
+have : pairwise larger s.
+  rewrite -sorted_pairwise; first by apply: sort_sorted => a b; apply: le_total.
+  by move=> b a d ab bd; apply: le_trans bd ab.
+rewrite -{1 2}(cat_take_drop k s) pairwise_cat mem_cat (negbTE nck) => /and3P[/allrelP rel _ _] c'd.
+exact: rel.
+Qed.
+End TopK.
+
+Section Select.
+Variables (R : realFieldType) (m n : nat) (V : 'I_m * 'I_n -> R -> Prop) (Q : 'I_m * 'I_n -> R -> R).
+Hypotheses (zero_allowed : forall p, V p 0) (Q_allowed : forall p z, V p (Q p z)).
+Hypothesis Q_nearest : forall p z v, V p v -> (z - Q p z) ^+ 2 <= (z - v) ^+ 2.
+Variables (cand group : finType) (of_pos : 'I_m * 'I_n -> cand) (of_cand : cand -> group) (k : group -> nat).
+
+Definition k_masks M := exists2 A, keeps_k of_cand k A & M = mask_of of_pos A.
+Definition select (Z : 'M[R]_(m, n)) : {set cand} :=
+  [set c | c \in topk (cand_gain Q Z of_pos) (k (of_cand c)) (in_group of_cand (of_cand c))].
+
+Lemma select_group Z g : select Z :&: in_group of_cand g = topk (cand_gain Q Z of_pos) (k g) (in_group of_cand g).
+Proof.
+apply/setP => c; rewrite [LHS]inE [c \in in_group _ _]inE [c \in select Z]inE.
+case: eqP => [-> | neq]; rewrite ?andbT ?andbF //; apply/esym/negbTE; apply/negP.
+by have [/subsetP sub _ _] := topkP (cand_gain Q Z of_pos) (k g) (in_group of_cand g) => /sub; rewrite inE => /eqP.
+Qed.
+
+Lemma select_largest Z : keeps_largest Q Z of_pos of_cand k (select Z).
+Proof.
+move=> g; have [_ card top] := topkP (cand_gain Q Z of_pos) (k g) (in_group of_cand g).
+rewrite select_group; split=> // c c' ck; rewrite inE => /andP[nc' c'g]; apply: top => //.
+by rewrite inE c'g andbT -select_group inE (negbTE nc').
+Qed.
+
+(* (b), (c) together: the projection of the code *)
+Theorem projection_exact (Z : 'M[R]_(m, n)) : nearest (feasible V k_masks) Z (rounded_on Q Z (mask_of of_pos (select Z))).
+Proof.
+apply: (best_mask_nearest zero_allowed Q_allowed Q_nearest).
+  exists (select Z) => // g; have [card _] := select_largest Z g; rewrite card; exact: geq_minl.
+by move=> _ [A keeps ->]; apply: (keeping_largest zero_allowed Q_nearest (select_largest Z) keeps).
+Qed.
+End Select.

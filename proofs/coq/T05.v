@@ -13,23 +13,11 @@ Variables (R : realFieldType) (m n : nat) (W : 'M[R]_(m, n)) (C : 'M[R]_n).
 Variables (S : 'M[R]_(m, n) -> Prop) (eta L gap low : R).
 Hypotheses (symC : symmetric C) (eta_gt0 : 0 < eta) (L_bound : eig_le C L) (short : eta * L < 1).
 
-(* The values allowed at each position, and a gap > 0 between any two of them. Where S also prunes, 0 is one of them. *)
-Variable V : 'I_m -> 'I_n -> seq R.
-Hypotheses (on_grid : forall T, S T -> forall i j, T i j \in V i j).
-Hypotheses (gap_gt0 : 0 < gap) (spaced : forall i j, {in V i j &, forall a b, a != b -> gap <= `|a - b|}).
+(* gap: the smallest distance between two points of S *)
+Hypotheses (gap_gt0 : 0 < gap) (separated : forall T T', S T -> S T' -> T' != T -> gap ^+ 2 <= sqnorm (T' - T)).
 
 Local Notation f := (objective W C).
 Hypothesis low_bound : forall T, S T -> low <= f T.
-
-Lemma move_ge_gap T T' : S T -> S T' -> T' != T -> gap ^+ 2 <= sqnorm (T' - T).
-Proof.
-move=> ST ST' neq; have /existsP[i /existsP[j neqij]] : [exists i, [exists j, T' i j != T i j]].
-  apply: contra_neqT neq => /existsPn eq; apply/matrixP => i j.
-  by apply/eqP/negPn; move/existsPn: (eq i); apply.
-apply: le_trans (sqnorm_entry _ i j); rewrite !mxE -[X in _ <= X]real_normK ?num_real //.
-rewrite ler_expn2r ?nnegrE ?normr_ge0 ?(ltW gap_gt0) //.
-by apply: spaced neqij; apply: on_grid.
-Qed.
 
 (* f falls strictly in every step that moves, so no point is visited twice. *)
 Theorem strict_decrease T T' : S T -> pgd_step W C S eta T T' -> T' != T -> f T' < f T.
@@ -50,7 +38,7 @@ Proof.
 rewrite ler_pdivl_mulr ?exprn_gt0 // mulrC.
 apply: le_trans (long_moves symC eta_gt0 L_bound x0S run short low_bound (gap ^+ 2) T).
 rewrite ler_pmul2l ?exprn_gt0 // ler_nat subset_leq_card //; apply/subsetP => t; rewrite !inE.
-by move=> neq; apply: move_ge_gap neq; apply: (iterates_feasible x0S run).
+by move=> neq; apply: separated neq; apply: (iterates_feasible x0S run).
 Qed.
 
 (* So one of the first floor(max_moves) + 1 steps does not move: the solver's stop "fixed point". *)
@@ -74,3 +62,22 @@ Theorem stops_at_fixed_point t : x t.+1 = x t -> pgd_step W C S eta (x t) (x t).
 Proof. by move=> eq; have := run t; rewrite eq. Qed.
 
 End FiniteTermination.
+
+(* (b) On a grid the distance is at least the smallest gap between two values of a position. Where S also prunes, 0 is one of
+   the values of every position. *)
+Section Grid.
+Variables (R : realFieldType) (m n : nat) (S : 'M[R]_(m, n) -> Prop) (V : 'I_m -> 'I_n -> seq R) (gap : R).
+Hypotheses (on_grid : forall T, S T -> forall i j, T i j \in V i j).
+Hypotheses (gap_gt0 : 0 < gap) (spaced : forall i j, {in V i j &, forall a b, a != b -> gap <= `|a - b|}).
+
+Theorem grid_separated T T' : S T -> S T' -> T' != T -> gap ^+ 2 <= sqnorm (T' - T).
+Proof.
+move=> ST ST' neq; have /existsP[i /existsP[j neqij]] : [exists i, [exists j, T' i j != T i j]].
+  apply: contra_neqT neq => /existsPn eq; apply/matrixP => i j.
+  by apply/eqP/negPn; move/existsPn: (eq i); apply.
+apply: le_trans (sqnorm_entry _ i j); rewrite !mxE -[X in _ <= X]real_normK ?num_real //.
+rewrite ler_expn2r ?nnegrE ?normr_ge0 ?(ltW gap_gt0) //.
+by apply: spaced neqij; apply: on_grid.
+Qed.
+
+End Grid.
