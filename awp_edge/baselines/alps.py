@@ -18,7 +18,8 @@ class Alps:
     Args:
         damping: added to the correlations' diagonal of ones.
         rho: first penalty.  every: steps between two looks at the support.  max_iter: ADMM steps at most.
-        growth: (share of the support that changed, factor): rho grows by the first factor whose share is exceeded.
+        growth: (share of the support that changed, factor): rho grows by the first factor whose share is reached.
+        settled: from step `patience` on, a smaller share ends the iteration.
         refits: conjugate gradient steps.
     """
 
@@ -27,11 +28,13 @@ class Alps:
     every: int = 3
     max_iter: int = 300
     growth: tuple[tuple[float, float], ...] = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+    settled: float = 0.0003
+    patience: int = 30
     refits: int = 10
 
 
 def alps(problem: Problem, constraint: Sparse, *, engine: Backend, options: Alps = Alps()) -> Array:
-    """Return Theta on ADMM's support with the weights refitted; the support holds real values.
+    """Return Theta on ADMM's support with the weights refitted; the values are real.
 
     Args:
         problem: W (d_out, d_in) and C; inputs are scaled to E[x_j^2] = 1 first, and W with them.
@@ -41,7 +44,8 @@ def alps(problem: Problem, constraint: Sparse, *, engine: Backend, options: Alps
 
     Cost 10 d_in^3 (eigenvectors), and 2 d_out d_in^2 a step, 30 to 100 of them.
 
-    Source: Meng et al., ALPS (NeurIPS 2024), Algorithm 1 and section 3.3.
+    Source: Meng et al., ALPS (NeurIPS 2024), Algorithm 1 and section 3.3; constants as in its published code, which
+    damps before it scales and lowers rho where the support does not move at first.
     """
     scale = np.sqrt(problem.gram.diagonal())
     scale = np.where(scale > 0, scale, scale.dtype.type(1))
@@ -57,9 +61,8 @@ def _admm(problem: Problem, constraint: Sparse, *, engine: Backend, options: Alp
     values, vectors = np.linalg.eigh(problem.gram)
     values = np.maximum(values, 0) + dtype.type(options.damping)
     target = engine.product(weight, problem.gram) + dtype.type(options.damping) * weight
-    rho, dual, kept = options.rho, np.zeros_like(weight), weight
-    mask = engine.select(constraint.support, weight * weight)
-    last_look = mask
+    mask = last_look = engine.select(constraint.support, weight * weight)
+    kept, dual, rho = np.where(mask, weight, dtype.type(0)), np.zeros_like(weight), options.rho
     inverse = _inverse(values + dtype.type(rho), vectors, engine=engine)
     for step in range(1, options.max_iter + 1):
         theta = engine.product(target - dual + dtype.type(rho) * kept, inverse)
@@ -70,9 +73,9 @@ def _admm(problem: Problem, constraint: Sparse, *, engine: Backend, options: Alp
         if step % options.every:
             continue
         changed = float(np.count_nonzero(mask != last_look)) / max(1.0, float(np.count_nonzero(mask)))
-        if changed == 0:
+        if step >= options.patience and changed < options.settled:
             break
-        rho *= next(factor for share, factor in options.growth if changed > share)
+        rho *= next(factor for share, factor in options.growth if changed >= share)
         last_look, inverse = mask, _inverse(values + dtype.type(rho), vectors, engine=engine)
     return mask, kept
 

@@ -54,6 +54,7 @@ def junction(left: Array, right: Array) -> tuple[Array, Array, NDArray[np.intp]]
             break
         axis = rest[:, pivot] / np.sqrt(squares[pivot])
         rest -= np.outer(axis, axis @ rest)
+        rest[:, pivot] = 0
         pivots.append(pivot)
     block = exact[:, pivots]
     reduced = np.linalg.lstsq(block, exact, rcond=None)[0]
