@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Make an honest subject for INT4 of a model that already lies on a 4-bit grid: `python bench/dither.py MODEL OUT`.
-=======
 """Make an honest subject for INT4 of weights that already lie on a 4-bit grid: `python bench/dither.py MODEL OUT`.
->>>>>>> 5347b61 (Factor a masked row once by default, and let its panels contract)
 
 Every decoder-block matrix gets uniform noise one step wide, (max - min) / 15 of its block of 32 inputs, which takes
 the weights off that grid; the other tensors stay as they are.
