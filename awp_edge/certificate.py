@@ -1,0 +1,256 @@
+"""What the theory says about one compressed layer: steps, stationarity, conditioning, distance from the optimum.
+
+Everything about C is computed once per Gram matrix. Everything about Theta is computed in float64 on a few evenly
+spaced rows: rows are independent and share C, so their shares stand for the layer's; each bound holds for its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .constraints import Dense, LowRank, Mask, Reals, RowSparse, Sparse
+from .constraints.values import BoundGrid, IntGrid
+from .lower_bound import (
+    FixedGrid,
+    Matrix,
+    Separated,
+    cardinality,
+    dual_bound,
+    is_definite,
+    largest_eigenvalue,
+    separate,
+)
+from .problem import Array, ratio
+from .solvers.base import Result
+
+#: Rows looked at, and rows whose C_SS is inverted.
+ROWS, CONDITION_ROWS = 32, 4
+#: Significant digits kept: a resumed run must write the same bytes.
+DIGITS = 4
+#: Shares below this are rounding.
+NOISE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class GramFacts:
+    """Hold what certificates need of one C, (d, d) float64.
+
+    largest, smallest: extreme eigenvalues by Lanczos (smallest 0 where C is singular to working precision).
+    part: C with C_jj = 1 for inputs that are always zero, its inverse and diagonal; None for a singular C.
+    """
+
+    gram: Matrix
+    largest: float
+    smallest: float
+    stable_rank: float
+    part: Separated | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """State what is known about one layer's result.
+
+    relative_step: eta L of the method's step, None where there is none.  covered: whether it is at most 1 (T02).
+    condition, stable_rank: of C.  rows: how many rows the figures below are taken from.
+    support_condition: largest condition number of C_SS seen.  rate: q at the step 1/L on it (T06).
+    descent_gain, coordinate_gain, refit_gain: shares of f that one step of 1/L, the best single change in every row
+        (an entry, a swap of two, or a code), and an exact refit on the support would still remove.
+    lower_bound: share of f that no weight in the set can avoid (T13; T09 for low rank).  at_most: its inverse, "at
+        most this many times the least possible f".  bound_for: "support", "codes at these scales", "rank", "none".
+    """
+
+    relative_step: float | None
+    covered: bool | None
+    condition: float | None
+    stable_rank: float | None
+    rows: int
+    support_condition: float | None
+    rate: float | None
+    descent_gain: float
+    coordinate_gain: float | None
+    refit_gain: float | None
+    lower_bound: float
+    at_most: float | None
+    bound_for: str
+
+    def to_json(self) -> dict[str, float | int | str | None]:
+        """Return plain JSON values of four digits; infinity as None."""
+        return {key: _shortened(value) for key, value in asdict(self).items()}
+
+
+def _shortened(value: float | int | str | None) -> float | int | str | None:
+    if not isinstance(value, float):
+        return value
+    if abs(value) < NOISE:
+        return 0.0
+    return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
+
+
+def gram_facts(gram: Array) -> GramFacts:
+    """Return what all layers with this input share; cost about 6 d^3 flops."""
+    c = (gram.astype(np.float64) + gram.astype(np.float64).T) / 2
+    alive = c.diagonal() > 0
+    largest = largest_eigenvalue(c)
+    part = separate(c + np.diag(np.where(alive, 0.0, 1.0)))
+    smallest = 1 / largest_eigenvalue(part.inverse) if part is not None and alive.all() else 0.0
+    rank = ratio(float(np.sum(c * c)), largest**2) if largest > 0 else float("inf")
+    return GramFacts(c, largest, smallest, rank, part)
+
+
+def certify(
+    weight: Array,
+    constraint: Sparse | LowRank,
+    result: Result,
+    *,
+    facts: GramFacts,
+    step: float | None = None,
+) -> Certificate:
+    """Return the certificate of one layer.
+
+    Args:
+        weight: W, (d_out, d_in).
+        constraint: the set; a grid may be unbound, the result's own scales are taken.
+        result: what the method returned.
+        facts: of the layer's C.
+        step: eta of the method, None where it takes no gradient steps.
+    """
+    rows = np.unique(np.arange(ROWS) * len(weight) // ROWS)
+    sample = _Sample.of(weight, constraint, result, facts=facts, rows=rows)
+    support = sample.support_facts()
+    share, kind = sample.lower_bound(constraint)
+    relative = None if step is None else step * facts.largest
+    return Certificate(
+        relative_step=relative,
+        covered=None if relative is None else bool(relative <= 1),
+        condition=_inverse_share(facts.smallest, facts.largest),
+        stable_rank=facts.stable_rank,
+        rows=len(rows),
+        support_condition=support[0],
+        rate=support[1],
+        descent_gain=sample.descent_gain(constraint),
+        coordinate_gain=sample.coordinate_gain(constraint),
+        refit_gain=support[2],
+        lower_bound=share,
+        at_most=None if share <= 0 else 1 / share,
+        bound_for=kind,
+    )
+
+
+def _inverse_share(smallest: float, largest: float) -> float:
+    return largest / smallest if smallest > 0 else float("inf")
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Hold the sampled rows in float64: W, Theta, the gradient and f of each row; the grid they lie on, if any."""
+
+    weight: Matrix
+    theta: Matrix
+    gradient: Matrix
+    objective: Matrix
+    grid: BoundGrid | None
+    facts: GramFacts
+
+    @staticmethod
+    def of(
+        weight: Array,
+        constraint: Sparse | LowRank,
+        result: Result,
+        *,
+        facts: GramFacts,
+        rows: NDArray[np.intp],
+    ) -> _Sample:
+        w, theta = weight[rows].astype(np.float64), result.theta[rows].astype(np.float64)
+        gradient = (theta - w) @ facts.gram
+        f = np.maximum(np.sum((theta - w) * gradient, axis=1) / 2, 0)
+        return _Sample(w, theta, gradient, f, _grid_of(constraint, result, rows=rows), facts)
+
+    def support_facts(self) -> tuple[float | None, float | None, float | None]:
+        """Return the worst condition number of C_SS, the rate on it at 1/L, and what a refit would gain."""
+        if self.grid is not None or not (self.theta == 0).any() or not self.facts.largest:
+            return None, None, None
+        worst, weakest, left, total = 1.0, self.facts.largest, 0.0, 0.0
+        for i in range(0, len(self.theta), max(1, len(self.theta) // CONDITION_ROWS)):
+            kept = np.flatnonzero(self.theta[i])
+            inner = self.facts.gram[np.ix_(kept, kept)]
+            if not kept.size or not is_definite(inner):
+                worst, weakest = (float("inf"), 0.0) if kept.size else (worst, weakest)
+                continue
+            inverse, pull = np.linalg.inv(inner), self.gradient[i, kept]
+            smallest = 1 / largest_eigenvalue(inverse)
+            worst, weakest = max(worst, largest_eigenvalue(inner) / smallest), min(weakest, smallest)
+            left, total = left + float(pull @ inverse @ pull) / 2, total + float(self.objective[i])
+        return worst, 1 - weakest / self.facts.largest, ratio(left, total)
+
+    def descent_gain(self, constraint: Sparse | LowRank) -> float:
+        """Return the share of f that one projected gradient step of 1/L removes (0 at a fixed point)."""
+        if isinstance(constraint, LowRank) or not self.facts.largest:
+            return 0.0
+        values = self.grid or Reals()
+        moved = Sparse(constraint.support, values).project(self.theta - self.gradient / self.facts.largest)
+        after = np.sum((moved - self.weight) @ self.facts.gram * (moved - self.weight)) / 2
+        return max(0.0, 1 - ratio(float(after), float(self.objective.sum()))) if self.objective.any() else 0.0
+
+    def coordinate_gain(self, constraint: Sparse | LowRank) -> float | None:
+        """Return the share of f that the best single change in every row removes (T04 d, e); None where not defined."""
+        if isinstance(constraint, LowRank) or not self.objective.any():
+            return None if isinstance(constraint, LowRank) else 0.0
+        if self.grid is not None:
+            movable = (
+                np.ones(self.theta.shape, bool) if isinstance(constraint.support, Dense) else self.theta != 0
+            )
+            gains = self._code_gains(self.grid, movable=movable)
+        elif isinstance(constraint.support, RowSparse):
+            gains = np.array([self._swap_gain(i) for i in range(len(self.theta))])
+        else:
+            diagonal = np.maximum(self.facts.gram.diagonal(), np.finfo(np.float64).tiny)
+            gains = np.max(np.where(self.theta != 0, self.gradient**2 / (2 * diagonal), 0), axis=1)
+        return float(gains.sum() / self.objective.sum())
+
+    def _code_gains(self, grid: BoundGrid, *, movable: Mask) -> Matrix:
+        scales = np.repeat(grid.scales.astype(np.float64), grid.spec.group_size, axis=1)
+        diagonal, codes = self.facts.gram.diagonal(), grid.encode(self.theta)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wanted = np.nan_to_num(np.rint(-self.gradient / (diagonal * scales)), posinf=0, neginf=0)
+        shift = np.where(movable, np.clip(codes + wanted, 0, grid.spec.top) - codes, 0) * scales
+        change = shift * self.gradient + shift**2 * diagonal / 2
+        return np.maximum(-change, 0).max(axis=1)
+
+    def _swap_gain(self, i: int) -> float:
+        """Return how much the best swap of two entries, or change of one, lowers f in a row."""
+        gram, g, theta = self.facts.gram, self.gradient[i], self.theta[i]
+        diagonal = np.maximum(gram.diagonal(), np.finfo(np.float64).tiny)
+        inside, outside = np.flatnonzero(theta), np.flatnonzero(theta == 0)
+        best = float(np.max(g[inside] ** 2 / (2 * diagonal[inside]), initial=0.0))
+        if not inside.size or not outside.size:
+            return best
+        removed = -theta[inside] * g[inside] + gram.diagonal()[inside] * theta[inside] ** 2 / 2
+        pull = g[outside] - gram[np.ix_(inside, outside)] * theta[inside, None]
+        return max(best, float((pull**2 / (2 * diagonal[outside]) - removed[:, None]).max()))
+
+    def lower_bound(self, constraint: Sparse | LowRank) -> tuple[float, str]:
+        """Return the share of these rows' f that no member of the set avoids, and what set it holds for."""
+        if isinstance(constraint, LowRank):
+            return 1.0, "rank"  # the closed form is the optimum (T09)
+        if not self.objective.any():
+            return 1.0, "exact"
+        kept = cardinality(constraint.support, self.weight.shape[1])
+        relaxed = kept or (FixedGrid(self.grid) if self.grid is not None else None)
+        if self.facts.part is None or relaxed is None:
+            return 0.0, "none"
+        alive = self.facts.gram.diagonal() > 0  # what is always zero costs nothing and needs no budget
+        bound = dual_bound(self.weight * alive, self.theta * alive, part=self.facts.part, relaxed=relaxed)
+        share = float(np.minimum(bound, self.objective).sum() / self.objective.sum())
+        return share, "codes at these scales" if kept is None else "support"
+
+
+def _grid_of(constraint: Sparse | LowRank, result: Result, *, rows: NDArray[np.intp]) -> BoundGrid | None:
+    parts = result.encoding
+    if isinstance(constraint, LowRank) or parts.scales is None or parts.zeros is None:
+        return None
+    spec = constraint.values.spec if isinstance(constraint.values, BoundGrid) else constraint.values
+    assert isinstance(spec, IntGrid)
+    return BoundGrid(spec, parts.scales[rows].astype(np.float64), parts.zeros[rows])
