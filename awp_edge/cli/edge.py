@@ -109,6 +109,11 @@ class BenchChoice(Options):
     tokens: Annotated[int, typer.Option(min=2, help="Tokens to generate.")] = 64
     repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median is given.")] = 3
     threads: Threads = None
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Measure dense INT4 and fp32 layers and the machine's limits beside it."),
+    ] = False
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the comparison (.png or .svg).")] = None
 
 
 def bench(options: BenchChoice) -> Outcome:
@@ -119,10 +124,16 @@ def bench(options: BenchChoice) -> Outcome:
     from ..export.runtime import EdgeModel
 
     model = EdgeModel(options.folder, threads=options.threads)
-    measured = model.bench(
-        prompt_tokens=options.prompt_tokens, tokens=options.tokens, repeats=options.repeats
-    )
-    return Outcome(measured, _bench_lines(measured))
+    sizes = {"prompt_tokens": options.prompt_tokens, "tokens": options.tokens, "repeats": options.repeats}
+    if not options.compare and options.plot is None:
+        measured = model.bench(**sizes)
+        return Outcome(measured, _bench_lines(measured))
+    from ..export.compare import compare, plot
+
+    measured = compare(model, **sizes, say=note)
+    if options.plot is not None:
+        plot(measured, options.plot)
+    return Outcome(measured, [*_bench_lines(measured), *_comparison_lines(measured)])
 
 
 def _bench_lines(measured: Mapping[str, Any]) -> list[str]:
@@ -139,6 +150,25 @@ def _bench_lines(measured: Mapping[str, Any]) -> list[str]:
             ("threads", str(measured["threads"])),
         ]
     )
+
+
+def _comparison_lines(measured: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"against {kind}: decode {row['decode_speedup']:.2f}x of {row['decode_tokens_per_second']:.1f} tokens/s, "
+        f"prefill {row['prefill_speedup']:.2f}x of {row['prefill_tokens_per_second']:.1f}, {size(row['bytes'])}"
+        for kind, row in measured["against"].items()
+    ]
+    bounds = measured["limits"]
+    if bounds is None:
+        return lines
+    lines.append(f"reading memory at {bounds['read_gb_s']:.1f} GB/s allows {bounds['memory_tokens_per_second']:.1f} tokens/s")
+    if "decode_tokens_per_second" in bounds:
+        lines.append(
+            f"expanding {bounds['decode_gweights']:.1f}e9 weights/s ({bounds['kernels']} kernels) allows "
+            f"{bounds['decode_tokens_per_second']:.1f} tokens/s, products of many tokens "
+            f"{bounds['matrix_tokens_per_second']:.0f}"
+        )
+    return lines
 
 
 Declared = tuple[type[Options], Callable[[Any], Outcome]]

@@ -1,0 +1,199 @@
+"""Sparse INT4 against ONNX Runtime's own dense INT4, operator by operator: `python bench/sparse.py [--quick]`.
+
+Matrix-vector products are streamed over at least 1 GB of copies, so that caches hold none of them, or repeated on one
+copy ("resident"); prefill is 512 rows. Both sides run in ONNX Runtime with the same threads. Beside them: the limits of
+this machine that a sparse product cannot exceed, reading memory and expanding weights that lie in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from awp_edge.export import library, roofline
+from awp_edge.export.packing import PackedLinear
+from awp_edge.export.sparse_packing import SparseLinear
+from common import write
+from onnx import TensorProto, helper
+
+SHAPES = ((576, 1536), (4096, 4096))
+PREFILL = 512
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Name an operator and hold one copy of its constants."""
+
+    name: str
+    kind: str
+    constants: Mapping[str, np.ndarray]
+    attributes: Mapping[str, int]
+
+    @property
+    def n_bytes(self) -> int:
+        """Return the bytes a product reads."""
+        return sum(array.nbytes for array in self.constants.values())
+
+
+def sparse(shape: tuple[int, int], *, kept: int, group: int) -> Operator:
+    """Return the sparse operator on random weights, kept = -1: half of every row wherever it falls."""
+    packed = roofline.random_sparse(shape, kept=kept, group=group)
+    name = f"{kept}/64" if kept >= 0 else "row 50%"
+    return Operator(f"{name}, group {group}", "SparseMatMulNBits", _parts(packed), {
+        "K": shape[1], "N": shape[0], "block_size": group, "kept": kept, "interleaved": int(packed.interleaved),
+        "accuracy_level": 4, "format_version": 1})  # fmt: skip
+
+
+def _parts(packed: SparseLinear) -> dict[str, np.ndarray]:
+    names = ("masks", "codes", "scales", "zeros", "offsets")
+    return {name: part for name in names if (part := getattr(packed, name)) is not None}
+
+
+def dense(shape: tuple[int, int], *, group: int) -> Operator:
+    """Return MatMulNBits with zero points on random codes."""
+    rng = np.random.default_rng(0)
+    n_blocks = shape[1] // group
+    packed = PackedLinear(
+        rng.integers(0, 256, (shape[0], n_blocks, group // 2), dtype=np.uint8),
+        rng.uniform(0.001, 0.1, (shape[0], n_blocks)).astype(np.float32),
+        rng.integers(0, 256, (shape[0], -(-n_blocks // 2)), dtype=np.uint8), 4, group, shape,
+    )  # fmt: skip
+    constants = {"blocks": packed.blocks, "scales": packed.scales, "zeros": packed.zeros}
+    return Operator(f"dense, block {group}", "MatMulNBits", constants,
+                    {"K": shape[1], "N": shape[0], "bits": 4, "block_size": group, "accuracy_level": 4})  # fmt: skip
+
+
+def session(operator: Operator, folder: Path, *, copies: int, nodes: int, threads: int) -> Any:
+    """Return a session of `nodes` products of one input with `copies` weights, each copy in memory of its own."""
+    tensors, offset = [], 0
+    with (folder / "weights").open("wb") as file:
+        for copy in range(copies):
+            for name, array in operator.constants.items():
+                offset += file.write(bytes(-offset % 4096))
+                tensors.append(_external(f"{name}{copy}", array, offset))
+                offset += file.write(np.ascontiguousarray(array).data)
+    domain = "awp_edge" if operator.kind == "SparseMatMulNBits" else "com.microsoft"
+    made = []
+    for i in range(nodes):
+        names = [f"{name}{i % copies}" for name in operator.constants]
+        if operator.kind == "SparseMatMulNBits" and "zeros" not in operator.constants:
+            names.insert(3, "")
+        made.append(helper.make_node(operator.kind, ["a", *names], [f"y{i}"], domain=domain, **operator.attributes))
+    outputs = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, None) for i in range(nodes)]
+    rows = [helper.make_tensor_value_info("a", TensorProto.FLOAT, [None, operator.attributes["K"]])]
+    graph = helper.make_graph(made, "g", rows, outputs, tensors)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
+    path = folder / "model.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.register_custom_ops_library(str(library.require_library()))
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _external(name: str, array: np.ndarray, offset: int) -> Any:
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "weights"), ("offset", str(offset)), ("length", str(array.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def median_seconds(call: Callable[[], object], *, runs: int) -> float:
+    """Return the median time of several calls after one that is not timed."""
+    call()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Say how to measure: threads, runs of which the median is taken, bytes of copies to stream."""
+
+    threads: int
+    runs: int
+    stream_bytes: int
+
+
+def measure(operator: Operator, settings: Settings) -> dict[str, Any]:
+    """Return seconds of one product, streamed, resident and for 512 rows."""
+    shape = operator.attributes["N"], operator.attributes["K"]
+    one = np.random.default_rng(1).standard_normal((1, shape[1])).astype(np.float32)
+    many = np.random.default_rng(1).standard_normal((PREFILL, shape[1])).astype(np.float32)
+    copies = max(2, -(-settings.stream_bytes // operator.n_bytes))
+    row: dict[str, Any] = {"operator": operator.name, "shape": list(shape), "bytes": operator.n_bytes}
+    with tempfile.TemporaryDirectory() as scratch:
+        made = session(operator, Path(scratch), copies=copies, nodes=copies, threads=settings.threads)
+        row["streamed_us"] = 1e6 * median_seconds(lambda: made.run(None, {"a": one}), runs=settings.runs) / copies
+        del made
+        repeats = 16
+        made = session(operator, Path(scratch), copies=1, nodes=repeats, threads=settings.threads)
+        row["resident_us"] = 1e6 * median_seconds(lambda: made.run(None, {"a": one}), runs=settings.runs) / repeats
+        del made
+        made = session(operator, Path(scratch), copies=1, nodes=1, threads=settings.threads)
+        row["prefill_us"] = 1e6 * median_seconds(lambda: made.run(None, {"a": many}), runs=settings.runs)
+    row["streamed_gweights"] = 1e-3 * shape[0] * shape[1] / row["streamed_us"]
+    row["streamed_gb_s"] = 1e-3 * operator.n_bytes / row["streamed_us"]
+    row["resident_gweights"] = 1e-3 * shape[0] * shape[1] / row["resident_us"]
+    return row
+
+
+def operators(shape: tuple[int, int], *, quick: bool) -> list[Operator]:
+    """Return what is compared for one shape."""
+    groups = [group for group in (128, 64) if shape[1] % group == 0]
+    made = [dense(shape, group=group) for group in (*groups, 32)]
+    kept = (32,) if quick else (32, 24, 16, -1)
+    return made + [sparse(shape, kept=k, group=group) for group in groups for k in kept]
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Add to every sparse row how much faster it is than the best dense one."""
+    rivals = [row for row in rows if row["operator"].startswith("dense")]
+    for row in rows:
+        for what in ("streamed", "resident", "prefill"):
+            row[f"{what}_speedup"] = min(r[f"{what}_us"] for r in rivals) / row[f"{what}_us"]
+
+
+def main() -> None:
+    """Measure every shape, print a table and write bench/results/sparse.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="fewer operators, 0.25 GB of copies, nothing written")
+    options = parser.parse_args()
+    settings = Settings(options.threads, options.runs, 2**28 if options.quick else 2**30)
+    shapes = []
+    for shape in SHAPES:
+        rows = []
+        for operator in operators(shape, quick=options.quick):
+            rows.append(measure(operator, settings))
+            print(f"{shape[0]}x{shape[1]} {operator.name}: streamed {rows[-1]['streamed_us']:.1f} us "
+                  f"({rows[-1]['streamed_gweights']:.1f} Gweight/s, {rows[-1]['streamed_gb_s']:.1f} GB/s), resident "
+                  f"{rows[-1]['resident_us']:.1f} us, prefill {rows[-1]['prefill_us'] / 1e3:.1f} ms", flush=True)  # fmt: skip
+        compare(rows)
+        for row in rows:
+            print(f"  {row['operator']}: streamed {row['streamed_speedup']:.2f}x, resident "
+                  f"{row['resident_speedup']:.2f}x, prefill {row['prefill_speedup']:.2f}x")  # fmt: skip
+        shapes += rows
+    limits = roofline.measure(threads=options.threads)
+    print(limits)
+    if not options.quick:
+        found = {"threads": options.threads, "runs": options.runs, "kernels": library.kernels(), "limits": limits}
+        print(write("sparse", {**found, "rows": shapes}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Measure an edge folder beside the same model with dense INT4 and with float32 layers, and beside the machine's limits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..errors import AwpError
+from .graph import GRAPH_FILE
+from .library import library_path
+from .passes.sparse import OPERATOR, read_sparse
+from .runtime import EdgeModel
+from .variants import VARIANTS, read_bytes, sparse_weights, weight_nodes, write_variant
+
+Progress = Callable[[str], None]
+_RATES = ("decode_tokens_per_second", "prefill_tokens_per_second", "time_to_first_token_s", "peak_memory_bytes", "bytes")
+
+
+def compare(model: EdgeModel, *, prompt_tokens: int, tokens: int, repeats: int, say: Progress) -> dict[str, Any]:
+    """Return the measurements of `EdgeModel.bench` for the folder and its variants, ratios and limits.
+
+    Returns:
+        the folder's own measurements and, under "against", those of "dense int4" and "fp32" with how many times slower
+        they decode and prefill; under "limits" see `limits`.
+
+    Raises:
+        AwpError: as `EdgeModel.bench`, or a folder without quantized layers.
+    """
+    sizes = {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
+    graph = ir.load(model.folder / GRAPH_FILE)
+    if not weight_nodes(graph):
+        raise AwpError(f"{model.folder} has no quantized layers to compare; give a folder exported from --bits 4")
+    say("measuring the folder")
+    found = {**model.bench(**sizes), "weights": "sparse" if sparse_weights(graph) else "dense"}
+    against = {}
+    for kind in VARIANTS:
+        say(f"measuring it with {kind} layers")
+        with tempfile.TemporaryDirectory(dir=model.folder.resolve().parent) as scratch:
+            write_variant(model.folder, Path(scratch) / "variant", kind)
+            other = EdgeModel(Path(scratch) / "variant", threads=model.threads).bench(**sizes)
+        against[kind] = {key: other[key] for key in _RATES}
+        for what in ("decode", "prefill"):
+            rate = f"{what}_tokens_per_second"
+            against[kind][f"{what}_speedup"] = found[rate] / other[rate]
+    say("measuring the limits of the machine")
+    return {**found, "against": against, "limits": limits(graph, threads=model.threads)}
+
+
+def limits(graph: ir.Model, *, threads: int) -> dict[str, Any] | None:
+    """Return the machine's three limits as tokens a second of this model, see `roofline`; None without the library.
+
+    memory: every constant that a token needs, read once.  decode: its sparse weights expanded and multiplied, from the
+    cache.  matrix: the same for many tokens at once, a bound of prefill.
+    """
+    if library_path() is None:
+        return None
+    from .roofline import measure
+
+    nodes = [node for node in graph.graph if node.op_type == OPERATOR]
+    first = read_sparse(nodes[0]) if nodes else None
+    kept, group = (first.kept, first.block_size) if first is not None else (32, 64)
+    measured = measure(threads=threads, kept=kept, group=group)
+    weights = sparse_weights(graph)
+    found = {**measured, "memory_tokens_per_second": 1e9 * measured["read_gb_s"] / read_bytes(graph)}
+    if weights:
+        found["decode_tokens_per_second"] = 1e9 * measured["decode_gweights"] / weights
+        found["matrix_tokens_per_second"] = 1e9 * measured["matrix_gweights"] / weights
+    return found
+
+
+def plot(measured: dict[str, Any], path: Path) -> None:
+    """Draw decode and prefill of the three ways of storage, the limits as lines.
+
+    Raises:
+        AwpError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise AwpError("a plot needs matplotlib; pip install 'awp-edge[bench]'") from None
+    rows = {measured["weights"]: measured, **measured["against"]}
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    bounds = measured["limits"] or {}
+    for axes, what, shown in zip(
+        figure.subplots(1, 2), ("decode", "prefill"), (("memory", "decode"), ("matrix",)), strict=True
+    ):
+        axes.bar(list(rows), [row[f"{what}_tokens_per_second"] for row in rows.values()], color="#4477aa")
+        axes.set_title(what)
+        axes.set_ylabel("tokens/s")
+        for name, style in zip(shown, ("--", ":"), strict=False):
+            limit = bounds.get(f"{name}_tokens_per_second")
+            if limit is not None:
+                axes.axhline(limit, color="#cc6677", linestyle=style, label=f"limit: {name}")
+        if axes.lines:
+            axes.legend()
+    figure.savefig(path)

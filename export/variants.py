@@ -1,0 +1,91 @@
+"""The same model with its layers stored another way: what a benchmark compares a sparse folder with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ..constraints import IntGrid
+from ..storage import read_json, write_json
+from .check import read_packed
+from .graph import CONFIG_FILE, DATA_FILE, GRAPH_FILE, block_of
+from .library import LIBRARY
+from .manifest import MANIFEST_FILE, read_manifest, write_manifest
+from .packing import BLOCK_SIZES, PackedLinear, pack_linear
+from .passes.common import add_initializer, name_of, replace_node
+from .passes.pack import DOMAIN, pack_initializers
+from .passes.sparse import OPERATOR, read_sparse
+
+#: Kinds of storage by the names that results carry.
+VARIANTS = ("dense int4", "fp32")
+Floats = NDArray[np.float32]
+
+
+def weight_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the quantized nodes of the decoder blocks, sparse or dense, in graph order."""
+    kinds = (OPERATOR, "MatMulNBits")
+    return [node for node in model.graph if node.op_type in kinds and block_of(name_of(node)) is not None]
+
+
+def sparse_weights(model: ir.Model) -> int:
+    """Return the number of weights that sparse nodes stand for, zeros counted."""
+    nodes = [node for node in model.graph if node.op_type == OPERATOR]
+    return sum(int(node.attributes["K"].value) * int(node.attributes["N"].value) for node in nodes)
+
+
+def write_variant(folder: Path, out: Path, kind: str) -> None:
+    """Write an edge folder whose decoder blocks are stored as `kind`; head, embedding and the rest stay as they are.
+
+    "dense int4" rounds to nearest on the largest block of 128, 64 or 32 that divides, with accuracy level 4: equal in
+    speed to any other dense INT4 model, not in quality. "fp32" has the weights as they are.
+    """
+    model = ir.load(folder / GRAPH_FILE)
+    for node in weight_nodes(model):
+        weight = read_sparse(node).dense() if node.op_type == OPERATOR else read_packed(node).dense()
+        if kind == "fp32":
+            _to_float(model.graph, node, weight)
+        else:
+            _to_dense(model.graph, node, weight)
+    out.mkdir(parents=True)
+    skipped = {GRAPH_FILE, DATA_FILE, MANIFEST_FILE, LIBRARY}
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in skipped:
+            shutil.copyfile(path, out / path.name)
+    config = read_json(out / CONFIG_FILE)
+    config["model"]["decoder"]["session_options"].pop("custom_ops_library", None)
+    write_json(out / CONFIG_FILE, config)
+    model.graph.opset_imports.pop("awp_edge", None)
+    RemoveUnusedNodesPass()(model)
+    ir.save(model, out / GRAPH_FILE, external_data=DATA_FILE, size_threshold_bytes=256)
+    write_manifest(out, {"source": read_manifest(folder).get("source"), "variant": kind})
+
+
+def _to_dense(graph: ir.Graph, node: ir.Node, weight: Floats) -> None:
+    packed = _rounded(weight)
+    inputs = [node.inputs[0], *pack_initializers(graph, f"{name_of(node)}.variant", packed)]
+    attributes = {"K": packed.shape[1], "N": packed.shape[0], "bits": 4, "block_size": packed.block_size,
+                  "accuracy_level": 4}  # fmt: skip
+    replace_node(graph, node, ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=f"{node.name}/dense"))
+
+
+def _rounded(weight: Floats) -> PackedLinear:
+    group = next(size for size in reversed(BLOCK_SIZES[1:4]) if weight.shape[1] % size == 0)
+    grid = IntGrid(4, group, half_scales=True).fit(weight)
+    return pack_linear(grid.encode(weight), grid.scales, grid.zeros, bits=4, block_size=group)
+
+
+def _to_float(graph: ir.Graph, node: ir.Node, weight: Floats) -> None:
+    value = add_initializer(graph, f"{name_of(node)}.variant", np.ascontiguousarray(weight.T))
+    replace_node(graph, node, ir.node("MatMul", [node.inputs[0], value], name=f"{node.name}/float"))
+
+
+def read_bytes(model: ir.Model) -> int:
+    """Return the bytes of constants that one token reads: those of every product, a shared table once."""
+    values = {id(v): v for node in model.graph if node.op_type in (OPERATOR, "MatMulNBits", "MatMul")
+              for v in node.inputs[1:] if v is not None and v.const_value is not None}  # fmt: skip
+    return sum(v.const_value.nbytes for v in values.values() if v.const_value is not None)
