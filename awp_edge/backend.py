@@ -218,8 +218,7 @@ class NativeBackend:
 
     def swap(self, problem: Problem, mask: Mask, theta: Array, *, labels: Columns, candidates: int) -> Array:
         """Return Theta after exact 1-swaps among each row's likeliest candidates."""
-        options = {"labels": labels, "candidates": candidates, "threads": self.threads}
-        return native.swap(problem, mask, theta, **options)
+        return native.swap(problem, mask, theta, labels=labels, candidates=candidates, threads=self.threads)
 
     def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
         """Return each group's candidate with the least weighted rounding error."""
@@ -237,8 +236,7 @@ class NativeBackend:
         self, problem: Problem, theta: Array, mask: Mask, *, order: Order, grid: BoundGrid
     ) -> Array:
         """Return every row refitted on its mask and rounded there."""
-        options = {"order": order, "grid": grid, "threads": self.threads}
-        return native.masked_nearest_plane(problem, theta, mask, **options)
+        return native.masked_nearest_plane(problem, theta, mask, order=order, grid=grid, threads=self.threads)
 
     def descend(
         self, problem: Problem, theta: Array, grid: BoundGrid, *, mask: Mask | None = None

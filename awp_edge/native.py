@@ -207,8 +207,9 @@ def cheapest_range(
     """Return each group's candidate with the least weighted rounding error, (d_out, groups)."""
     weight = np.ascontiguousarray(weight)
     importance = np.ascontiguousarray(importance, dtype=weight.dtype)[None]
-    index = np.empty(found.scales.shape[1:], dtype=np.int32)
-    scales, zeros = (part.reshape(-1, index.shape[1]) for part in (found.scales, found.zeros))
+    rows, groups = found.scales.shape[-2:]
+    index = np.empty((rows, groups), dtype=np.int32)
+    scales, zeros = (part.reshape(-1, groups) for part in (found.scales, found.zeros))
     parts = scales.astype(weight.dtype, copy=False), zeros, found.spec.group_size, found.spec.top
     core().cheapest_range(weight, importance, parts, index, thread_count(threads))
     return index

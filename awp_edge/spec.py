@@ -23,7 +23,7 @@ class CompressSpec:
         sparsity: share of weights to prune, 0 <= s < 1; k = floor((1 - s) d_in + 1/2) stay in every row.
         pattern: "row", "N:M" or "K/64"; the last two imply their sparsity.
         bits: 2, 3, 4 or 8 for an integer grid, None for real values.
-        group_size: inputs that share a scale: consecutive ones, for K/64 those of consecutive blocks (a multiple of 64).
+        group_size: inputs that share a scale: consecutive ones; for K/64 those of consecutive blocks, a multiple of 64.
         rank: an integer is a rank, a fraction below 1 a share of the parameters; excludes the others.
         effort: "fast", "default" or "max".
 

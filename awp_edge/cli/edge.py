@@ -111,9 +111,13 @@ class BenchChoice(Options):
     threads: Threads = None
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Measure dense INT4 and fp32 layers and the machine's limits beside it."),
+        typer.Option(
+            "--compare", help="Measure dense INT4 and fp32 layers and the machine's limits beside it."
+        ),
     ] = False
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the comparison (.png or .svg).")] = None
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the comparison (.png or .svg).")] = (
+        None
+    )
 
 
 def bench(options: BenchChoice) -> Outcome:
@@ -161,7 +165,9 @@ def _comparison_lines(measured: Mapping[str, Any]) -> list[str]:
     bounds = measured["limits"]
     if bounds is None:
         return lines
-    lines.append(f"reading memory at {bounds['read_gb_s']:.1f} GB/s allows {bounds['memory_tokens_per_second']:.1f} tokens/s")
+    lines.append(
+        f"reading memory at {bounds['read_gb_s']:.1f} GB/s allows {bounds['memory_tokens_per_second']:.1f} tokens/s"
+    )
     if "decode_tokens_per_second" in bounds:
         lines.append(
             f"expanding {bounds['decode_gweights']:.1f}e9 weights/s ({bounds['kernels']} kernels) allows "

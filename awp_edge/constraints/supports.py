@@ -17,7 +17,7 @@ def _between(dense: int, sparse: int, fraction: float) -> int:
 
 
 def interleaved(d_in: int, block: int = 64) -> NDArray[np.intp]:
-    """Return the inputs in the order of a BalancedBlock's blocks: b, b + n, b + 2n, ... for b = 0 .. n - 1, n = d_in / block."""
+    """Return the inputs in the order of a BalancedBlock's blocks: b, b + n, b + 2n, ... for b < n = d_in / block."""
     return np.arange(d_in).reshape(block, -1).T.ravel()
 
 

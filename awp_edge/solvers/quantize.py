@@ -66,7 +66,7 @@ def quantize(
     Returns: the best point, its bound constraint, and f after every stage, rounding to nearest first.
     """
     efforts = EFFORTS if mask is None else MASKED_EFFORTS
-    return _Quantizer(problem, constraint, mask, engine).run(start, efforts[effort])
+    return _Quantizer(problem, constraint, mask, engine=engine).run(start, efforts[effort])
 
 
 def damped(problem: Problem, share: float = DAMPING) -> Problem:
@@ -104,7 +104,7 @@ class _Point:
 class _Quantizer:
     """What the stages share."""
 
-    def __init__(self, problem: Problem, constraint: Sparse, mask: Mask | None, engine: Backend) -> None:
+    def __init__(self, problem: Problem, constraint: Sparse, mask: Mask | None, *, engine: Backend) -> None:
         self._true, self._problem, self._engine = problem, damped(problem), engine
         self._constraint, self._mask = constraint, mask
         values = constraint.values

@@ -94,7 +94,7 @@ def best_swaps(schur: Float64, linear: Float64, inside: Mask, *, labels: Columns
     inside = inside.copy()
     for _ in range(2 * len(inside)):
         kept, absent = np.flatnonzero(inside), np.flatnonzero(~inside)
-        precision = np.linalg.inv(schur[np.ix_(kept, kept)])
+        precision: Float64 = np.linalg.inv(schur[np.ix_(kept, kept)]).astype(np.float64, copy=False)
         y = precision @ linear[kept]
         allowed = labels[absent][:, None] == labels[kept]
         gains = np.where(allowed, swap_gains(schur, linear, precision, kept=kept, absent=absent), -np.inf)
