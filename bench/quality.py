@@ -23,6 +23,13 @@ ROWS: dict[str, tuple[list[str], tuple[float, float | None] | None]] = {
     "wanda 50%": (["--method", "wanda", "--sparsity", "0.5"], (43.16, 0.0313)),
     "awp 50%": (["--method", "awp", "--sparsity", "0.5"], (37.91, 0.0220)),
     "wanda 60%": (["--method", "wanda", "--sparsity", "0.6"], (119.6, None)),
+    "awp-plus 50%": (["--method", "awp-plus", "--sparsity", "0.5"], None),
+    "awp-plus 50% max": (["--method", "awp-plus", "--effort", "max", "--sparsity", "0.5"], None),
+    "awp-plus 50% + INT4 g64": (
+        ["--method", "awp-plus", "--sparsity", "0.5", "--bits", "4", "--group-size", "64"],
+        None,
+    ),
+    "awp-plus INT3 g64": (["--method", "awp-plus", "--bits", "3", "--group-size", "64"], None),
     "rtn INT4 g64": (["--method", "rtn", "--bits", "4", "--group-size", "64"], (25.36, 0.00951)),
 }
 DENSE_PERPLEXITY = 19.26
@@ -79,7 +86,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--backends", default="native,numpy")
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", default="magnitude 50%,wanda 50%,awp 50%,wanda 60%,rtn INT4 g64")
     parser.add_argument("--work", type=Path, default=Path("build/quality"))
     parser.add_argument("--name", default="quality", help="results go to bench/results/NAME.json")
     options = parser.parse_args()

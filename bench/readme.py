@@ -95,6 +95,25 @@ def quality(result: Result) -> str:
     return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
 
 
+def search(result: Result) -> str:
+    """Return how soon awp-plus reaches the error of the PyTorch loops, and what it reaches in the end."""
+    rows = (
+        (
+            row["name"],
+            f"{row['mean_relative_error']:.5f}",
+            f"{row['seconds']:.1f} s",
+            f"{row['speedup']:.1f}x" if "speedup" in row else "",
+        )
+        for row in result["results"]["rows"]
+    )
+    header = ("50% per row", "mean relative error", "seconds", "awp-plus is there sooner by")
+    blocks = result["results"]["blocks"].replace(",", " and ")
+    return (
+        f"{_table(header, rows)}\n\nBlocks {blocks} of SmolLM2-135M, {result['results']['threads']} threads; a + b: "
+        f"steps of the search and of the refit. {_where(result)}.\n"
+    )
+
+
 def calibration(result: Result) -> str:
     """Return what calibration costs beside the bare forward passes."""
     measured = result["results"]
@@ -111,6 +130,8 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "calibration": calibration,
         "quality": quality,
         "quality_self": quality,
+        "quality_plus": quality,
+        "search": search,
     }
 )
 

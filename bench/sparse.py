@@ -86,7 +86,9 @@ def session(operator: Operator, folder: Path, *, copies: int, nodes: int, thread
         names = [f"{name}{i % copies}" for name in operator.constants]
         if operator.kind == "SparseMatMulNBits" and "zeros" not in operator.constants:
             names.insert(3, "")
-        made.append(helper.make_node(operator.kind, ["a", *names], [f"y{i}"], domain=domain, **operator.attributes))
+        made.append(
+            helper.make_node(operator.kind, ["a", *names], [f"y{i}"], domain=domain, **operator.attributes)
+        )
     outputs = [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, None) for i in range(nodes)]
     rows = [helper.make_tensor_value_info("a", TensorProto.FLOAT, [None, operator.attributes["K"]])]
     graph = helper.make_graph(made, "g", rows, outputs, tensors)
@@ -137,11 +139,15 @@ def measure(operator: Operator, settings: Settings) -> dict[str, Any]:
     row: dict[str, Any] = {"operator": operator.name, "shape": list(shape), "bytes": operator.n_bytes}
     with tempfile.TemporaryDirectory() as scratch:
         made = session(operator, Path(scratch), copies=copies, nodes=copies, threads=settings.threads)
-        row["streamed_us"] = 1e6 * median_seconds(lambda: made.run(None, {"a": one}), runs=settings.runs) / copies
+        row["streamed_us"] = (
+            1e6 * median_seconds(lambda: made.run(None, {"a": one}), runs=settings.runs) / copies
+        )
         del made
         repeats = 16
         made = session(operator, Path(scratch), copies=1, nodes=repeats, threads=settings.threads)
-        row["resident_us"] = 1e6 * median_seconds(lambda: made.run(None, {"a": one}), runs=settings.runs) / repeats
+        row["resident_us"] = (
+            1e6 * median_seconds(lambda: made.run(None, {"a": one}), runs=settings.runs) / repeats
+        )
         del made
         made = session(operator, Path(scratch), copies=1, nodes=1, threads=settings.threads)
         row["prefill_us"] = 1e6 * median_seconds(lambda: made.run(None, {"a": many}), runs=settings.runs)
@@ -172,7 +178,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="fewer operators, 0.25 GB of copies, nothing written")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer operators, 0.25 GB of copies, nothing written"
+    )
     options = parser.parse_args()
     settings = Settings(options.threads, options.runs, 2**28 if options.quick else 2**30)
     shapes = []
@@ -191,7 +199,12 @@ def main() -> None:
     limits = roofline.measure(threads=options.threads)
     print(limits)
     if not options.quick:
-        found = {"threads": options.threads, "runs": options.runs, "kernels": library.kernels(), "limits": limits}
+        found = {
+            "threads": options.threads,
+            "runs": options.runs,
+            "kernels": library.kernels(),
+            "limits": limits,
+        }
         print(write("sparse", {**found, "rows": shapes}))
 
 
