@@ -17,10 +17,18 @@ from .runtime import EdgeModel
 from .variants import VARIANTS, read_bytes, sparse_weights, weight_nodes, write_variant
 
 Progress = Callable[[str], None]
-_RATES = ("decode_tokens_per_second", "prefill_tokens_per_second", "time_to_first_token_s", "peak_memory_bytes", "bytes")
+_RATES = (
+    "decode_tokens_per_second",
+    "prefill_tokens_per_second",
+    "time_to_first_token_s",
+    "peak_memory_bytes",
+    "bytes",
+)
 
 
-def compare(model: EdgeModel, *, prompt_tokens: int, tokens: int, repeats: int, say: Progress) -> dict[str, Any]:
+def compare(
+    model: EdgeModel, *, prompt_tokens: int, tokens: int, repeats: int, say: Progress
+) -> dict[str, Any]:
     """Return the measurements of `EdgeModel.bench` for the folder and its variants, ratios and limits.
 
     Returns:
@@ -33,7 +41,9 @@ def compare(model: EdgeModel, *, prompt_tokens: int, tokens: int, repeats: int, 
     sizes = {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
     graph = ir.load(model.folder / GRAPH_FILE)
     if not weight_nodes(graph):
-        raise AwpError(f"{model.folder} has no quantized layers to compare; give a folder exported from --bits 4")
+        raise AwpError(
+            f"{model.folder} has no quantized layers to compare; give a folder exported from --bits 4"
+        )
     say("measuring the folder")
     found = {**model.bench(**sizes), "weights": "sparse" if sparse_weights(graph) else "dense"}
     against = {}

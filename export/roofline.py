@@ -36,7 +36,15 @@ def random_sparse(shape: tuple[int, int], *, kept: int, group: int, seed: int = 
     scales = rng.uniform(0.001, 0.1, (*groups, TILE)).astype(np.float16)
     zeros = rng.integers(0, 2**64, groups, dtype=np.uint64)
     return SparseLinear(
-        masks, codes, scales, zeros, None if kept >= 0 else offsets, group, kept, kept >= 0, (shape[0], shape[1])
+        masks,
+        codes,
+        scales,
+        zeros,
+        None if kept >= 0 else offsets,
+        group,
+        kept,
+        kept >= 0,
+        (shape[0], shape[1]),
     )
 
 
@@ -67,10 +75,14 @@ def measure(*, threads: int, kept: int = 32, group: int = 64, accuracy_level: in
     read = _rate(lambda i: library.read(buffers[i]), READ_BYTES, threads=threads)
     weights = small.shape[0] * small.shape[1]
     decode = _rate(
-        lambda i: library.multiply(small, one, accuracy_level=accuracy_level, repeats=50), 50 * weights, threads=threads
+        lambda i: library.multiply(small, one, accuracy_level=accuracy_level, repeats=50),
+        50 * weights,
+        threads=threads,
     )
     matrix = _rate(
-        lambda i: library.multiply(small, many, accuracy_level=accuracy_level), PREFILL_ROWS * weights, threads=threads
+        lambda i: library.multiply(small, many, accuracy_level=accuracy_level),
+        PREFILL_ROWS * weights,
+        threads=threads,
     )
     bits = 8 * (small.n_bytes - 2 * GUARD) / weights
     return {

@@ -70,7 +70,9 @@ def _to_dense(graph: ir.Graph, node: ir.Node, weight: Floats) -> None:
     inputs = [node.inputs[0], *pack_initializers(graph, f"{name_of(node)}.variant", packed)]
     attributes = {"K": packed.shape[1], "N": packed.shape[0], "bits": 4, "block_size": packed.block_size,
                   "accuracy_level": 4}  # fmt: skip
-    replace_node(graph, node, ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=f"{node.name}/dense"))
+    replace_node(
+        graph, node, ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=f"{node.name}/dense")
+    )
 
 
 def _rounded(weight: Floats) -> PackedLinear:

@@ -1,0 +1,101 @@
+// Checks the mask search, the refit, exact swaps and the inverse on small random layers.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "awp/admm.hpp"
+#include "awp/inverse.hpp"
+#include "awp/swap.hpp"
+#include "layer.hpp"
+
+namespace {
+
+using awp_test::check;
+using awp_test::Layer;
+using namespace awp;
+
+template <class T> std::vector<T> proximal(const Layer<T>& layer) {
+  std::vector<T> matrix = layer.gram;
+  for (std::size_t i = 0; i < layer.d; ++i) matrix[i * layer.d + i] += 1;
+  invert<T>({matrix.data(), layer.d, layer.d}, 2);
+  return matrix;
+}
+
+template <class T> void test_inverse(std::size_t d) {
+  const Layer<T> layer(1, d);
+  const std::vector<T> inverse = proximal(layer);
+  double worst = 0;
+  for (std::size_t i = 0; i < d; ++i)
+    for (std::size_t j = 0; j < d; ++j) {
+      double sum = inverse[i * d + j] - (i == j);
+      for (std::size_t k = 0; k < d; ++k) sum += static_cast<double>(layer.gram[i * d + k]) * inverse[k * d + j];
+      worst = std::max(worst, std::abs(sum));
+    }
+  check(worst < 1e4 * std::numeric_limits<T>::epsilon(), "inverse", static_cast<long>(d));
+}
+
+template <class T> struct Ends {
+  std::vector<T> found, refitted, swapped;
+  std::vector<double> objectives;
+};
+
+template <class T> Ends<T> search(const Layer<T>& layer, std::size_t k, std::size_t threads, bool bfloat16_products) {
+  const std::size_t rows = layer.rows, d = layer.d;
+  const std::vector<T> inverse = proximal(layer);
+  Ends<T> ends{std::vector<T>(rows * d), {}, {}, std::vector<double>(rows)};
+  const AdmmOptions options{{d - 1, (d + k) / 2, k, k, k}, bfloat16_products, threads, nullptr};
+  admm<T>({layer.weight.data(), rows, d}, {inverse.data(), d, d}, RowSparse{k}, options, {ends.found.data(), rows, d});
+  std::vector<std::uint8_t> mask(rows * d);
+  for (std::size_t j = 0; j < mask.size(); ++j) mask[j] = ends.found[j] != 0;
+  const View<const std::uint8_t> inside{mask.data(), rows, d};
+  ends.refitted = ends.found;
+  refit<T>({layer.weight.data(), rows, d}, {layer.gram.data(), d, d}, inside, {ends.refitted.data(), rows, d},
+           ends.objectives.data(), {6, threads, nullptr});
+  std::vector<T> gradient(rows * d);
+  for (std::size_t i = 0; i < rows; ++i)
+    for (std::size_t a = 0; a < d; ++a)
+      for (std::size_t b = 0; b < d; ++b)
+        gradient[i * d + b] += (layer.weight[i * d + a] - ends.refitted[i * d + a]) * layer.gram[a * d + b];
+  const std::vector<std::int64_t> labels(d);
+  ends.swapped = ends.refitted;
+  swap<T>({{layer.gram.data(), d, d}, {gradient.data(), rows, d}, inside, {labels.data(), 1, d}},
+          {ends.swapped.data(), rows, d}, {5, threads, nullptr});
+  return ends;
+}
+
+template <class T> std::size_t most_in_a_row(const std::vector<T>& theta, std::size_t d) {
+  std::size_t most = 0;
+  for (std::size_t first = 0; first < theta.size(); first += d) {
+    const auto row = theta.begin() + static_cast<std::ptrdiff_t>(first);
+    most = std::max(most, d - static_cast<std::size_t>(std::count(row, row + static_cast<std::ptrdiff_t>(d), T(0))));
+  }
+  return most;
+}
+
+template <class T> void test_search(std::size_t rows, std::size_t d, std::size_t k, bool bfloat16_products) {
+  const Layer<T> layer(rows, d);
+  const Ends<T> one = search(layer, k, 1, bfloat16_products), three = search(layer, k, 3, bfloat16_products);
+  const long size = static_cast<long>(d);
+  check(one.found == three.found && one.refitted == three.refitted && one.swapped == three.swapped, "threads", size);
+  check(most_in_a_row(one.found, d) <= k && most_in_a_row(one.swapped, d) <= k, "support", size);
+  const double found = layer.objective(one.found), refitted = layer.objective(one.refitted);
+  double sum = 0;
+  for (double objective : one.objectives) sum += objective;
+  check(std::abs(sum - refitted) <= 1e-4 * refitted, "objectives", size);
+  check(refitted <= found * 1.00001, "refit", size);
+  check(layer.objective(one.swapped) <= refitted * 1.0001, "swap", size);
+}
+
+}  // namespace
+
+int main() {
+  for (std::size_t d : {1u, 2u, 47u, 97u, 130u}) {
+    test_inverse<float>(d);
+    test_inverse<double>(d);
+  }
+  for (bool bfloat16_products : {false, true}) test_search<float>(70, 50, 25, bfloat16_products);
+  test_search<double>(33, 65, 20, false);
+  test_search<float>(3, 1, 1, false);
+  test_search<double>(2, 7, 7, false);
+  return awp_test::result("search");
+}
