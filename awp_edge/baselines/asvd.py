@@ -44,9 +44,8 @@ def junction(left: Array, right: Array) -> tuple[Array, Array, NDArray[np.intp]]
     """
     exact = right.astype(np.float64)
     rest, pivots = exact.copy(), list[int]()
-    floor = np.finfo(right.dtype).eps ** 2 * max(
-        1.0, float(np.max(np.sum(exact * exact, axis=0), initial=0.0))
-    )
+    largest = float(np.max(np.sum(exact * exact, axis=0), initial=0.0))
+    floor = (max(right.shape) * float(np.finfo(right.dtype).eps)) ** 2 * largest
     for _ in range(len(right)):
         squares = np.sum(rest * rest, axis=0)
         pivot = int(np.argmax(squares))
