@@ -350,6 +350,17 @@ def test_sources_that_cannot_be_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "edge").exists() and not (tmp_path / "edge.partial").exists()
 
 
+def test_scaled_inputs_need_a_plain_folder(tmp_path: Path) -> None:
+    model = tiny_models.build("llama", tmp_path / "model")
+    source = compress(model, tmp_path / "compressed", CompressSpec(method="awq", bits=4, group_size=32))
+    with pytest.raises(AwpError, match=r"has AWQ's input scales, .* use --format hf, or compress with gptq$"):
+        export_model(source, tmp_path / "edge")
+    export_model(source, tmp_path / "hf", ExportOptions(format="hf"))
+    compressed, written = CompressedModel(source), ModelFolder(tmp_path / "hf")
+    for name in compressed.layer_names():
+        np.testing.assert_array_equal(written.tensor(f"{name}.weight"), compressed.layer(name).dense())
+
+
 def test_an_output_that_is_in_use_is_refused(tmp_path: Path) -> None:
     model = tiny_models.build("llama", tmp_path / "model")
     (tmp_path / "edge").mkdir()
