@@ -15,7 +15,7 @@ from tiny_models import build, write_text
 import awp_edge as package
 from awp_edge.models import ModelFolder
 
-COMMANDS = ("fetch", "plan", "compress", "report", "export", "eval", "generate", "bench", "demo")
+COMMANDS = ("fetch", "plan", "compress", "report", "export", "eval", "generate", "bench", "table", "demo")
 CALIBRATION = ("--samples", 4, "--seq-len", 64)
 
 

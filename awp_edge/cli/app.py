@@ -74,7 +74,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _application() -> typer.Typer:
-    from . import compression, demo, edge, evaluation
+    from . import compression, demo, edge, evaluation, table
 
     app = typer.Typer(
         name="awp-edge",
@@ -85,7 +85,7 @@ def _application() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_version_option)
-    for group in (compression, edge, evaluation, demo):
+    for group in (compression, edge, evaluation, table, demo):
         for name, (options, run) in group.COMMANDS.items():
             register(app, name, options=options, run=run)
     return app

@@ -15,16 +15,17 @@ import typer
 
 from ..evaluate import evaluate
 from ..record import machine
-from ..storage import read_json, write_json
+from ..storage import write_json
 from .command import Options, Outcome
 from .compression import CompressChoice, FetchChoice, compress, default_cache, fetch
-from .console import columns, duration, note, progress, size
+from .console import columns, duration, progress, size
 from .edge import BenchChoice, ExportChoice, GenerateChoice, bench, export, generate
 from .evaluation import open_source
+from .steps import Steps
 
 MODEL = "smollm2-135m"
 PROMPT = "Explain in one sentence why the sky is blue."
-STEPS_FILE, RESULT_FILE = "steps.json", "demo.json"
+RESULT_FILE = "demo.json"
 
 #: Row of the table -> what `compress` is asked for; None is the dense model.
 ROWS: Mapping[str, Mapping[str, Any] | None] = MappingProxyType(
@@ -46,33 +47,6 @@ class DemoChoice(Options):
     windows: Annotated[int, typer.Option(min=1, help="Windows of the evaluation.")] = 4
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 1024
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all usable cores by default.")] = None
-
-
-class Steps:
-    """Run named steps once: a step whose parameters and results are on record is not run again."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / STEPS_FILE
-        self.done: dict[str, Any] = read_json(self._file) if self._file.is_file() else {}
-
-    def run(
-        self, name: str, key: Any, work: Callable[[], Mapping[str, Any]], *, makes: Path | None = None
-    ) -> Any:
-        """Return the step's result, from the record where its key is the same and what it made is still there."""
-        record = self.done.get(name)
-        if record is not None and record["key"] == key and (makes is None or makes.is_dir()):
-            return record["result"]
-        note(f"demo: {name}")
-        start = time.perf_counter()
-        result = dict(work())
-        self.done[name] = {"key": key, "result": result, "seconds": time.perf_counter() - start}
-        write_json(self._file, self.done)
-        return result
-
-    def seconds(self) -> dict[str, float]:
-        """Return how long each step took when it was run."""
-        return {name: record["seconds"] for name, record in self.done.items()}
 
 
 def demo(options: DemoChoice) -> Outcome:
