@@ -1,4 +1,4 @@
-"""The machine-checked proofs have no gaps, and the table in proofs/README.md names theorems that exist. Needs no Coq."""
+"""The machine-checked proofs have no gaps; the table in proofs/README.md names theorems that exist. Needs no Coq."""
 
 import importlib.util
 import re

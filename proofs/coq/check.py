@@ -63,14 +63,20 @@ def installed() -> bool:
     """Return whether Coq and the two libraries are there."""
     if not shutil.which("coqc"):
         return False
-    where = Path(subprocess.run(["coqc", "-where"], capture_output=True, text=True, check=True).stdout.strip())
+    where = Path(
+        subprocess.run(["coqc", "-where"], capture_output=True, text=True, check=True).stdout.strip()
+    )
     return (where / "user-contrib/mathcomp/algebra_tactics/ring.vo").exists()
 
 
 def install() -> None:
     """Install the Debian packages as root or through sudo; exit with one line where that is not possible."""
     root: list[str] | None = [] if os.geteuid() == 0 else None
-    if root is None and shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], check=False).returncode == 0:
+    if (
+        root is None
+        and shutil.which("sudo")
+        and subprocess.run(["sudo", "-n", "true"], check=False).returncode == 0
+    ):
         root = ["sudo", "-n"]
     if root is None or not shutil.which("apt-get"):
         sys.exit(f"the proofs need Coq 8.16 with mathcomp 1.15: apt-get install {' '.join(PACKAGES)}")
@@ -85,7 +91,9 @@ def assumptions(names: list[str]) -> dict[str, str]:
         lines = [f"From awp Require {' '.join(modules)}."]
         lines += [f'Redirect "{folder}/{name}" Print Assumptions {name}.' for name in names]
         (Path(folder) / "assumptions.v").write_text("\n".join(lines) + "\n")
-        subprocess.run(["coqc", "-w", "none", "-Q", str(FOLDER), "awp", f"{folder}/assumptions.v"], check=True)
+        subprocess.run(
+            ["coqc", "-w", "none", "-Q", str(FOLDER), "awp", f"{folder}/assumptions.v"], check=True
+        )
         return {name: " ".join((Path(folder) / f"{name}.out").read_text().split()) for name in names}
 
 
