@@ -150,11 +150,13 @@ Theorem coordinate_minimalP c T : has_codes c T ->
 Proof.
 move=> codes; split=> [least i j | rule i j v [c' codes']].
   apply/neighbours => //; [by case: (codes i j) | move=> c' c'K].
-  by have [/least + diff] := changed codes c'K; rewrite -(subr_ge0 _ (f T)) objective_change diff.
-rewrite -subr_ge0 objective_change; have [cK eqT] := codes i j; have [c'K] := codes' i j.
-rewrite /change !mxE !eqxx mulr1 addrC subrK => ->.
-have -> : lo i j + s i j * (c' i j)%:R - T i j = s i j * ((c' i j)%:R - (c i j)%:R) by rewrite eqT; ring.
-exact: (neighbours _ (s_gt0 i j) (diag_ge0 j) cK).2 (rule i j) _ c'K.
+  by have [/least + diff] := changed codes c'K; rewrite -(subr_ge0 (f T)) objective_change diff.
+rewrite -subr_ge0 objective_change; have [cK eqT] := codes i j; have [c'K eqv] := codes' i j.
+have -> : v - T i j = s i j * ((c' i j)%:R - (c i j)%:R).
+  have -> : v = change T i j v i j by rewrite /change !mxE !eqxx mulr1 addrC subrK.
+  by rewrite eqv eqT; ring.
+have [_] := neighbours (g T i j) (s_gt0 i j) (diag_ge0 j) cK.
+by move/(_ (rule i j)); apply.
 Qed.
 
 (* Where coordinate descent stops, the iteration does not move either. *)
