@@ -1,4 +1,4 @@
-"""The machine-checked proofs have no gaps, and the table in proofs/README.md names theorems that exist. Needs no Coq."""
+"""The machine-checked proofs have no gaps; the table in proofs/README.md names theorems that exist. Needs no Coq."""
 
 import importlib.util
 import re
@@ -68,6 +68,7 @@ def test_the_table_names_what_exists(statement, file, names, test, code):
     named = re.findall(r"`(\w+)`", names)
     assert named and set(named) <= set(known)
     assert file.startswith(statement) and test.startswith(f"test_{statement}")
+    assert (ROOT / "tests" / "theorems" / test).exists()
     for path in re.findall(r"`([\w/]+\.py)`", code):
         assert (ROOT / "awp_edge" / path).exists()
 

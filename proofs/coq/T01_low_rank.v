@@ -147,27 +147,31 @@ split=> [|B rankB]; first exact: cut_rank.
 pose P := column_projector B.
 have symP : P^T = P := projector_sym _.
 have idemP : P *m P = P := projector_idem (col_base_full B).
-rewrite (projector_split symP idemP Z (column_projector_fix B)).
-apply: (@le_trans _ _ (sqnorm (Z - P *m Z))); last by rewrite ler_addl sqnorm_ge0.
-rewrite -(ler_add2r (sqnorm (P *m Z))) -projector_pythagoras // addrC -ler_subr_addr.
+have whole : sqnorm (Z - B) = sqnorm (Z - P *m Z) + sqnorm (P *m Z - B).
+  exact: projector_split (column_projector_fix B).
+have parts : sqnorm Z = sqnorm (Z - P *m Z) + sqnorm (P *m Z) by exact: projector_pythagoras.
 pose q i := sqnorm (P *m col i U).
 have PZ : sqnorm (P *m Z) = \sum_i sigma i ^+ 2 * q i.
-  by rewrite /Z !mulmxA (sqnorm_isometry _ orthV) sqnorm_diagonal; apply: eq_bigr => i _; rewrite /q col_mul.
-have normZ : sqnorm Z = \sum_i sigma i ^+ 2.
-  by rewrite (sqnorm_isometry _ orthV) sqnorm_diagonal; apply: eq_bigr => i _; rewrite sqnorm_col_U mulr1.
-have -> : sqnorm Z - sqnorm (Z - truncated) = \sum_(i < p | (i < r)%N) sigma i ^+ 2.
-  rewrite normZ truncated_distance (bigID (fun i : 'I_p => i < r)%N) /= -addrA.
-  by rewrite (eq_bigl (fun i : 'I_p => r <= i)%N) ?subrr ?addr0 // => i; rewrite -leqNgt.
-rewrite PZ; apply: descending_sum => [i|i j ij|i|]; first exact: sqr_ge0.
-- by rewrite ler_expn2r ?nnegrE // descending.
-- by rewrite sqnorm_ge0 -(sqnorm_col_U i) projector_le.
-have -> : \sum_i q i = sqnorm (U^T *m P).
-  by rewrite sqnorm_rows; apply: eq_bigr => i _; rewrite /q -sqnorm_tr trmx_mul symP tr_col row_mul.
-apply: (@le_trans _ _ (sqnorm P)); last by rewrite sqnorm_projector // (projector_trace (col_base_full B)) ler_nat.
-(* U U^T is a projector too *)
-rewrite -sqnorm_tr -(sqnorm_isometry _ orthU) -sqnorm_tr trmx_mul !trmxK mulmxA; apply: projector_le.
-  by rewrite trmx_mul trmxK.
-by rewrite mulmxA -(mulmxA U) orthU mulmx1.
+  by rewrite /Z !mulmxA (sqnorm_isometry _ orthV) sqnorm_diagonal; apply: eq_bigr => i _; rewrite /q !colE mulmxA.
+have normZ : sqnorm Z = \sum_(i < p | (i < r)%N) sigma i ^+ 2 + \sum_(i < p | (r <= i)%N) sigma i ^+ 2.
+  rewrite (sqnorm_isometry _ orthV) sqnorm_diagonal (bigID (fun i : 'I_p => i < r)%N) /=.
+  congr (_ + _); first by apply: eq_bigr => i _; rewrite sqnorm_col_U mulr1.
+  by apply: eq_big => [i | i _]; rewrite ?sqnorm_col_U ?mulr1 // -leqNgt.
+have gathered : \sum_i sigma i ^+ 2 * q i <= \sum_(i < p | (i < r)%N) sigma i ^+ 2.
+  apply: descending_sum => [i|i j ij|i|]; first exact: sqr_ge0.
+  - by rewrite ler_expn2r ?nnegrE // descending.
+  - by rewrite sqnorm_ge0 -(sqnorm_col_U i); apply: projector_le.
+  have -> : \sum_i q i = sqnorm (U^T *m P).
+    by rewrite sqnorm_rows; apply: eq_bigr => i _; rewrite /q -sqnorm_tr trmx_mul symP tr_col row_mul.
+  apply: (@le_trans _ _ (sqnorm P)); last first.
+    by rewrite (sqnorm_projector symP idemP) (projector_trace (col_base_full B)) ler_nat.
+  (* U U^T is a projector too *)
+  rewrite -sqnorm_tr -(sqnorm_isometry _ orthU) -sqnorm_tr trmx_mul !trmxK mulmxA; apply: projector_le.
+    by rewrite trmx_mul trmxK.
+  by rewrite mulmxA -(mulmxA U) orthU mulmx1.
+rewrite whole truncated_distance; apply: (@le_trans _ _ (sqnorm (Z - P *m Z))); last by rewrite ler_addl sqnorm_ge0.
+have -> : sqnorm (Z - P *m Z) = sqnorm Z - sqnorm (P *m Z) by rewrite parts addrK.
+by rewrite normZ PZ addrAC ler_addr subr_ge0.
 Qed.
 
 End EckartYoung.

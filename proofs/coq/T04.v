@@ -113,6 +113,12 @@ rewrite form_dot dot_delta mxE (bigD1 j) //= big1 => [|l /negbTE nl]; last by re
 by rewrite mxE !eqxx mul1r addr0.
 Qed.
 
+Lemma scaled (eta a d : R) : 0 < eta -> (0 <= 2%:R * eta * (d * a) + d ^+ 2) = (0 <= a * d + eta^-1 / 2%:R * d ^+ 2).
+Proof.
+move=> eta_gt0; rewrite -[RHS](pmulr_rge0 _ (_ : 0 < 2%:R * eta)) ?mulr_gt0 ?ltr0n //; congr (0 <= _).
+by field; rewrite gt_eqF.
+Qed.
+
 Theorem grid_fixedP eta c T : 0 < eta -> has_codes c T ->
   fixed W C grid eta T <-> half_step_rule (fun _ _ => eta^-1) c T.
 Proof.
@@ -122,34 +128,35 @@ move=> eta_gt0 codes; split=> [/fixedP[_ pos] i j | rule].
   have -> : change T i j (lo i j + s i j * c'%:R) - T = (s i j * (c'%:R - (c i j)%:R)) *: delta_mx i j by rewrite /change addrAC subrr add0r diff.
   rewrite dotZr dot_delta sqnormZ.
   have -> : sqnorm (delta_mx i j : 'M[R]_(m, n)) = 1 by rewrite /sqnorm dot_delta mxE !eqxx.
-  move: (s i j * _) (g T i j) => d a; rewrite -(pmulr_rge0 _ (invr_gt0 eta) eta_gt0) => pos'.
-  suff -> : a * d + eta^-1 / 2%:R * d ^+ 2 = eta^-1 * (2%:R * eta * (d * a) + d ^+ 2 * 1) / 2%:R by rewrite divr_ge0 ?ler0n.
-  by field; rewrite gt_eqF.
+  by move: (s i j * _) (g T i j) => d a; rewrite mulr1 scaled.
 apply/fixedP; split=> [|U [c' codes']]; first by exists c.
 rewrite dotE sqnormE mulr_sumr -big_split /= sumr_ge0 // => i _; rewrite mulr_sumr -big_split /= sumr_ge0 // => j _.
 have [cK eqT] := codes i j; have [c'K eqU] := codes' i j.
 have := (neighbours (g T i j) (s_gt0 i j) (ltW (_ : 0 < eta^-1)) cK).2 (rule i j) (c' i j) c'K; rewrite invr_gt0 => /(_ eta_gt0).
 have -> : (U - T) i j = s i j * ((c' i j)%:R - (c i j)%:R) by rewrite !mxE eqT eqU; ring.
-move: (s i j * _) (g T i j) => d a; rewrite -(pmulr_rge0 _ (_ : 0 < 2%:R * eta)) ?mulr_gt0 ?ltr0n // => pos'.
-suff -> : 2%:R * eta * (a * d) + d ^+ 2 = 2%:R * eta * (a * d + eta^-1 / 2%:R * d ^+ 2) by [].
-by field; rewrite gt_eqF.
+by move: (s i j * _) (g T i j) => d a; rewrite [a * d in X in _ -> X]mulrC scaled.
 Qed.
 
 Hypothesis diag_ge0 : forall j, 0 <= C j j.
 
 Lemma objective_change T i j v : f (change T i j v) - f T = g T i j * (v - T i j) + C j j / 2%:R * (v - T i j) ^+ 2.
-Proof. by rewrite /change objectiveD // dotZr dot_delta formZ form_delta; ring. Qed.
+Proof.
+rewrite /change objectiveD // dotZr dot_delta formZ form_delta.
+by move: (f T) (g T i j) (C j j) (v - T i j) => a b c d; field.
+ Qed.
 
 Theorem coordinate_minimalP c T : has_codes c T ->
   coordinate_minimal T <-> half_step_rule (fun _ j => C j j) c T.
 Proof.
 move=> codes; split=> [least i j | rule i j v [c' codes']].
   apply/neighbours => //; [by case: (codes i j) | move=> c' c'K].
-  by have [/least + diff] := changed codes c'K; rewrite -subr_ge0 objective_change diff.
-rewrite -subr_ge0 objective_change; have [cK eqT] := codes i j; have [c'K] := codes' i j.
-rewrite !mxE !eqxx mulr1 addrC subrK => ->.
-have -> : lo i j + s i j * (c' i j)%:R - T i j = s i j * ((c' i j)%:R - (c i j)%:R) by rewrite eqT; ring.
-exact: (neighbours _ (s_gt0 i j) (diag_ge0 j) cK).2 (rule i j) _ c'K.
+  by have [/least + diff] := changed codes c'K; rewrite -(subr_ge0 (f T)) objective_change diff.
+rewrite -subr_ge0 objective_change; have [cK eqT] := codes i j; have [c'K eqv] := codes' i j.
+have -> : v - T i j = s i j * ((c' i j)%:R - (c i j)%:R).
+  have -> : v = change T i j v i j by rewrite /change !mxE !eqxx mulr1 addrC subrK.
+  by rewrite eqv eqT; ring.
+have [_] := neighbours (g T i j) (s_gt0 i j) (diag_ge0 j) cK.
+by move/(_ (rule i j)); apply.
 Qed.
 
 (* Where coordinate descent stops, the iteration does not move either. *)

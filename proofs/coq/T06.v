@@ -33,7 +33,8 @@ Proof.
 have upB : eig_le B (L - mu) by move=> d; rewrite formB mulrBl ler_add2r upper.
 have gram : sqnorm (e *m B) <= (L - mu) * form B e by apply: sqnorm_gram psdB upB _; rewrite subr_ge0.
 have -> : e - eta *: (e *m A) = (1 - eta * mu) *: e - eta *: (e *m B).
-  by rewrite /B mulmxBr mul_mx_scalar; move: (e *m A) => v; apply/rowP => j; rewrite !mxE; ring.
+  rewrite /B mulmxBr mul_mx_scalar; move: (e *m A) => v; apply/rowP => j; rewrite !mxE.
+  by move: (e 0 j) (v 0 j) => a b; ring.
 rewrite -scaleNr sqnormD !sqnormZ dotZl dotZr (dotC e) -form_dot.
 have b_ge0 : 0 <= form B e := (psdB).2 e.
 have b_le : form B e <= (L - mu) * sqnorm e := upB e.
@@ -49,7 +50,7 @@ have -> : q ^+ 2 * s - ((1 - eta * mu) ^+ 2 * s + 2%:R * ((1 - eta * mu) * (- et
   = eta ^+ 2 * ((L - mu) * b - g) + (q ^+ 2 - (1 - eta * mu) ^+ 2) * (((L - mu) * s - b) / (L - mu))
     + (q ^+ 2 - (1 - eta * L) ^+ 2) * (b / (L - mu)).
   by field; rewrite gt_eqF.
-by rewrite !addr_ge0 ?mulr_ge0 ?sqr_ge0 ?invr_ge0 ?subr_ge0 // ltW.
+by rewrite !addr_ge0 // mulr_ge0 ?sqr_ge0 ?divr_ge0 ?subr_ge0.
 Qed.
 
 (* t steps *)
@@ -72,5 +73,5 @@ move=> p_inj normal; rewrite mulmxBl -scalemxAl; congr (_ - _ *: _).
     rewrite !mxE ?eqxx ?mulr1 ?addr0 // eq_sym neq mulr0.
 rewrite /gradient; have -> : x *m embed R p - w = (x - refit) *m embed R p + (refit *m embed R p - w).
   by rewrite mulmxBl addrA subrK.
-by rewrite !mulmxDl normal addr0 /C_SS !mulmxA.
+by rewrite mulmxDl mulmxDl normal addr0 /C_SS !mulmxA.
 Qed.

@@ -56,15 +56,15 @@ rewrite formD // formN.
 have cs : dot ((w - t) *m C) (- (w - u)) <= 2%:R * (Num.sqrt (f t) * Num.sqrt (f u)).
   rewrite -sqrtrM //; apply: le_trans (ler_norm _) _; rewrite -sqrtr_sqr.
   have -> : 2%:R * Num.sqrt (f t * f u) = Num.sqrt (2%:R ^+ 2 * (f t * f u)).
-    by rewrite sqrtrM ?sqr_ge0 // sqrtr_sqr ger0_norm ?ler0n.
-  rewrite ler_wsqrtr //; apply: le_trans (form_cauchy _ _ psdC) _; rewrite formN /objective le_eqVlt; apply/orP; left.
-  by apply/eqP; field.
+    by rewrite [RHS]sqrtrM ?sqr_ge0 // sqrtr_sqr ger0_norm ?ler0n.
+  rewrite ler_wsqrtr //; apply: le_trans (form_cauchy _ _ psdC) _; rewrite formN /objective.
+  move: (form C (w - t)) (form C (w - u)) => a b; rewrite le_eqVlt; apply/orP; left; apply/eqP; by field.
 have sqt : Num.sqrt (f t) ^+ 2 = f t by rewrite sqr_sqrtr.
 have squ : Num.sqrt (f u) ^+ 2 = f u by rewrite sqr_sqrtr.
 have -> : 2%:R * (Num.sqrt (f t) + Num.sqrt (f u)) ^+ 2
   = form C (w - t) + 2%:R * (2%:R * (Num.sqrt (f t) * Num.sqrt (f u))) + form C (w - u).
-  have -> : form C (w - t) = 2%:R * Num.sqrt (f t) ^+ 2 by rewrite sqt /objective; field.
-  have -> : form C (w - u) = 2%:R * Num.sqrt (f u) ^+ 2 by rewrite squ /objective; field.
+  have -> : form C (w - t) = 2%:R * Num.sqrt (f t) ^+ 2 by rewrite sqt /objective; move: (form _ _) => a; field.
+  have -> : form C (w - u) = 2%:R * Num.sqrt (f u) ^+ 2 by rewrite squ /objective; move: (form _ _) => a; field.
   by move: (Num.sqrt (f t)) (Num.sqrt (f u)) => a b; ring.
 by rewrite ler_add2r ler_add2l ler_pmul2l ?ltr0n.
 Qed.

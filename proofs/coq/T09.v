@@ -82,7 +82,7 @@ Let J := colsub c A.
 Hypothesis J_unit : J \in unitmx.
 
 Theorem junction_product : B *m A = (B *m J) *m (invmx J *m A).
-Proof. by rewrite mulmxA mulmxKV. Qed.
+Proof. by rewrite mulmxA mulmxK. Qed.
 
 Theorem junction_identity : colsub c (invmx J *m A) = 1%:M.
 Proof. by rewrite -(mulVmx J_unit); apply/matrixP => i j; rewrite !mxE; apply: eq_bigr => l _; rewrite !mxE. Qed.
