@@ -25,7 +25,10 @@ from .lower_bound import (
 )
 from .problem import Array, ratio
 from .solvers.base import Result
+from .spec import CompressSpec
 
+#: Wider layers get no bound and no smallest eigenvalue: six matrices of this width in float64 are 0.8 GB.
+MAX_INPUTS = 4096
 #: Rows looked at, and rows whose C_SS is inverted.
 ROWS, CONDITION_ROWS = 32, 4
 #: Significant digits kept: a resumed run must write the same bytes.
@@ -39,7 +42,7 @@ class GramFacts:
     """Hold what certificates need of one C, (d, d) float64.
 
     largest, smallest: extreme eigenvalues by Lanczos (smallest 0 where C is singular to working precision).
-    part: C with C_jj = 1 for inputs that are always zero, its inverse and diagonal; None for a singular C.
+    part: C with C_jj = 1 for inputs that are always zero, its inverse and diagonal; None for a singular or wide C.
     """
 
     gram: Matrix
@@ -94,7 +97,7 @@ def gram_facts(gram: Array) -> GramFacts:
     c = (gram.astype(np.float64) + gram.astype(np.float64).T) / 2
     alive = c.diagonal() > 0
     largest = largest_eigenvalue(c)
-    part = separate(c + np.diag(np.where(alive, 0.0, 1.0)))
+    part = separate(c + np.diag(np.where(alive, 0.0, 1.0))) if len(c) <= MAX_INPUTS else None
     smallest = 1 / largest_eigenvalue(part.inverse) if part is not None and alive.all() else 0.0
     rank = ratio(float(np.sum(c * c)), largest**2) if largest > 0 else float("inf")
     return GramFacts(c, largest, smallest, rank, part)
@@ -137,6 +140,19 @@ def certify(
         at_most=None if share <= 0 else 1 / share,
         bound_for=kind,
     )
+
+
+def certify_layer(weight: Array, result: Result, *, facts: GramFacts, spec: CompressSpec) -> Certificate:
+    """Return the certificate of what a named method returned.
+
+    The step is the paper's, 2/||C||_F or 1.5/||C||_F on a grid; the other methods take no gradient steps.
+    """
+    constraint = spec.constraint((weight.shape[0], weight.shape[1]))
+    norm = float(np.linalg.norm(facts.gram))
+    step = None
+    if spec.method == "awp" and isinstance(constraint, Sparse) and norm > 0:
+        step = (2.0 if isinstance(constraint.values, Reals) else 1.5) / norm
+    return certify(weight, constraint, result, facts=facts, step=step)
 
 
 def _inverse_share(smallest: float, largest: float) -> float:
@@ -248,9 +264,12 @@ class _Sample:
 
 
 def _grid_of(constraint: Sparse | LowRank, result: Result, *, rows: NDArray[np.intp]) -> BoundGrid | None:
+    """Return the grid of these rows; None where their codes are those of scaled or reordered inputs."""
     parts = result.encoding
     if isinstance(constraint, LowRank) or parts.scales is None or parts.zeros is None:
         return None
     spec = constraint.values.spec if isinstance(constraint.values, BoundGrid) else constraint.values
     assert isinstance(spec, IntGrid)
-    return BoundGrid(spec, parts.scales[rows].astype(np.float64), parts.zeros[rows])
+    grid = BoundGrid(spec, parts.scales[rows].astype(np.float64), parts.zeros[rows])
+    theta = result.theta[rows].astype(np.float64)
+    return grid if np.allclose(grid.round(theta), theta, rtol=1e-5, atol=0) else None

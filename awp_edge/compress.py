@@ -24,6 +24,7 @@ from .artifacts import (
     block_file,
     write_block,
 )
+from .certificate import GramFacts, certify_layer, gram_facts
 from .checkpoint import (
     State,
     Workspace,
@@ -39,6 +40,7 @@ from .options import CompressOptions, fit_spec
 from .plan import require_memory
 from .problem import half_inner, ratio
 from .record import CompressSummary, Event, Progress, manifest_of, report_of, summary_of
+from .solvers.base import Result
 from .storage import file_sha256, read_json, write_json, write_tensor_stream, writing
 
 Weights = Mapping[str, NDArray[np.float32]]
@@ -105,7 +107,7 @@ def _request(folder: ModelFolder, options: CompressOptions) -> dict[str, Any]:
     engine = {"backend": options.backend, "native": native.isa() if native.available() else "none"}
     return {
         "model": folder.hash(), "calibration": dict(options.calibration), "skip": list(options.skip), **spec, **engine,
-        "versions": {"awp-edge": __version__, "numpy": np.__version__},
+        "certificate": options.certificate, "versions": {"awp-edge": __version__, "numpy": np.__version__},
     }  # fmt: skip
 
 
@@ -141,6 +143,7 @@ class _Run:
         self._start = time.perf_counter()
         self._state = State(request)
         self._earlier = self._state
+        self._facts: tuple[str, GramFacts] | None = None  # of the input that the last linear had
 
     def go(self, open_source: SourceFactory, *, has_state: bool) -> CompressSummary:
         """Run or continue to the end."""
@@ -211,14 +214,16 @@ class _Run:
         started = time.perf_counter()
         grams = source.statistics(block)
         started = self._spend("calibration", started)
-        compressed, records = [], []
+        compressed, records, certifying = [], [], self._state.seconds.get("certificate", 0.0)
         for info in layers:
             layer, record = self._compress_linear(
                 source.weight(info.name), grams[info.input], info, spec=spec
             )
             compressed.append(layer)
             records.append({**record, "block": block})
-        started = self._spend("weights", started, less=sum(record["seconds"] for record in records))
+        certifying = self._state.seconds.get("certificate", 0.0) - certifying
+        solving = sum(record["seconds"] for record in records)
+        started = self._spend("weights", started, less=solving + certifying)
         file = self._workspace.partial / block_file(block)
         write_block(file, compressed)
         files = {**self._state.files, block_file(block): file_sha256(file)}
@@ -235,10 +240,16 @@ class _Run:
         self, weight: NDArray[np.float32], gram: Gram, info: LinearInfo, *, spec: CompressSpec
     ) -> tuple[CompressedLayer, dict[str, Any]]:
         started = time.perf_counter()
-        layer, record = compress_linear(weight, gram, info, spec=spec, options=self._options)
+        layer, record, result = compress_linear(weight, gram, info, spec=spec, options=self._options)
         seconds = time.perf_counter() - started
-        self._spend("solve", started)
+        started = self._spend("solve", started)
         record |= {"tensor": self._folder.weight_name(info.name), "seconds": seconds}
+        if self._options.certificate:
+            if self._facts is None or self._facts[0] != info.input:
+                self._facts = info.input, gram_facts(gram.matrix)
+            certificate = certify_layer(weight, result, facts=self._facts[1], spec=spec)
+            record["certificate"] = certificate.to_json()
+            self._spend("certificate", started)
         error = record["relative_error"]
         self._say(f"{info.name}: relative error {error:.5f}, {record['iterations']} iterations, {seconds:.2f} s",
                   layer=info.name, relative_error=error, remaining_s=self._remaining_s())  # fmt: skip
@@ -297,8 +308,8 @@ class _Run:
 
 def compress_linear(
     weight: NDArray[np.float32], gram: Gram, info: LinearInfo, *, spec: CompressSpec, options: CompressOptions
-) -> tuple[CompressedLayer, dict[str, Any]]:
-    """Compress one named linear; return what is stored and the manifest's record of it.
+) -> tuple[CompressedLayer, dict[str, Any], Result]:
+    """Compress one named linear; return what is stored, the manifest's record of it and the solver's result.
 
     Raises: AwpError naming the layer for NaN or infinity in weights or activations, or shapes that clash.
     """
@@ -319,4 +330,4 @@ def compress_linear(
         "iterations": result.n_iter, "converged": bool(result.converged), "reason": result.reason,
         "sparsity": layer.sparsity(), "bits_per_weight": layer.bits_per_weight(),
     }  # fmt: skip
-    return layer, record
+    return layer, record, result

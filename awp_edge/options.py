@@ -26,6 +26,7 @@ class CompressOptions:
         calibration: what was asked for: source, samples, seq_len, seed, order (plain JSON values).
         backend, threads: of the solvers.
         max_memory_bytes: refuse a run whose estimated peak is larger.
+        certificate: record what the theory says about every layer (`awp_edge/certificate.py`).
         resume: continue OUT.partial.
     """
 
@@ -36,6 +37,7 @@ class CompressOptions:
     backend: str = "auto"
     threads: int | None = None
     max_memory_bytes: int | None = None
+    certificate: bool = True
     resume: bool = False
 
 

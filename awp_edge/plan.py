@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .artifacts import LinearInfo, grid_bits
+from .certificate import MAX_INPUTS
 from .constraints import RowSparse, Sparse
 from .errors import AwpError
 from .methods import CompressSpec
@@ -153,8 +154,8 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
 
     Embedding: the table in float32.  Calibration: a block's weights, a batch's activations, Gram matrices in float64
     and float32.  Solving: the block dense and compressed, its Gram matrices, the solver's matrices of the largest
-    layer.  Text from the model itself: every weight and the keys and values of all samples, in float32 (an upper
-    bound: half of it where the processor multiplies bfloat16).
+    layer.  Certificates: six matrices of the width in float64.  Text from the model itself: every weight and the keys
+    and values of all samples, in float32 (an upper bound: half of it where the processor multiplies bfloat16).
     """
     samples, seq_len = calibration_size(folder, options)
     hidden = _hidden_size(folder)
@@ -166,10 +167,13 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
     grams += max(layer.shape[1] for layer in block) ** 2
     batch = max(BATCH_TOKENS, seq_len) * (6 * hidden + 3 * max(max(layer.shape) for layer in block))
     solver = max(SOLVER_MATRICES * math.prod(x.shape) + 3 * x.shape[1] ** 2 for x in block)
+    width = max(x.shape[1] for x in block)
+    certificate = 48 * width**2 if options.certificate and width <= MAX_INPUTS else 0
     stages = [
         4 * max((math.prod(folder.shape(n)) for n in folder.tensor_names()), default=0),
         4 * (sum(sizes) + batch) + 12 * grams,
         4 * (2 * sum(sizes) + solver + grams),
+        4 * (2 * sum(sizes) + grams) + certificate,
     ]
     streaming = BASE_BYTES + max(stages)
     if options.calibration.get("source", "self") != "self":

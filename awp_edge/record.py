@@ -41,7 +41,7 @@ Progress = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class CompressSummary:
-    """Return what a run did; `layers` holds name, relative_error, iterations and seconds of every layer."""
+    """Return what a run did; `layers` holds every layer's name, relative_error, iterations, seconds and certificate."""
 
     out: Path
     mean_relative_error: float
@@ -94,7 +94,11 @@ def summary_of(out: Path, manifest: Mapping[str, Any], report: Mapping[str, Any]
     """Return the summary of a finished folder from its own files."""
     keys = ("name", "relative_error", "iterations")
     layers = tuple(
-        {**{key: layer[key] for key in keys}, "seconds": report["layers"][layer["name"]]}
+        {
+            **{key: layer[key] for key in keys},
+            "seconds": report["layers"][layer["name"]],
+            **({"certificate": layer["certificate"]} if "certificate" in layer else {}),
+        }
         for layer in manifest["layers"]
     )
     return CompressSummary(

@@ -27,6 +27,12 @@ _QUALITY = ("folder", "against_perplexity", "perplexity", "kl", "top1_agreement"
 _SPEED = ("prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_s", "peak_memory_bytes",
           "bytes", "threads")  # fmt: skip
 
+_GUARANTEES = {
+    "relative_step": "step times L", "covered": "step covered", "condition": "condition of C",
+    "descent_gain": "gradient step gains", "coordinate_gain": "single change gains", "refit_gain": "refit gains",
+    "lower_bound": "unavoidable share", "at_most": "at most, times the best", "bound_for": "best of",
+}  # fmt: skip
+
 Row = Sequence[object]
 
 
@@ -66,6 +72,7 @@ def render(
         "<p>Relative error f(&Theta;)/f(0): the share of the layer's output energy that compression changed.</p>",
         error_plot(layers),
         f"<h2>Largest errors</h2>{_layer_table(layers)}",
+        *_guarantee_section(layers),
         f"<h2>What was done</h2>{_table(_flat(manifest, skip=('layers', 'files')))}",
         f"<h2>Time and machine</h2>{_table(_flat(timings, skip=('layers',)))}",
     ]
@@ -150,6 +157,31 @@ def _layer_table(layers: Iterable[Mapping[str, Any]]) -> str:
     return _table(rows, header=[key.replace("_", " ") for key in keys])
 
 
+def _guarantee_section(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the layers' certificates say: a summary and the layers that may be farthest from their best."""
+    certified = [(layer["name"], layer["certificate"]) for layer in layers if layer.get("certificate")]
+    if not certified:
+        return []
+    bounds = sorted(float(c["at_most"]) for _, c in certified if c["at_most"] is not None)
+    steps = [bool(c["covered"]) for _, c in certified if c["covered"] is not None]
+    rows: list[Row] = [("layers with a bound", f"{len(bounds)} of {len(certified)}")]
+    if bounds:
+        middle = bounds[len(bounds) // 2]
+        rows.append(
+            ("error over the least possible, at most", f"{bounds[0]:.3g} to {bounds[-1]:.3g}, median {middle:.3g}")
+        )
+    if steps:
+        rows.append(("steps short enough for descent at every step", f"{sum(steps)} of {len(steps)}"))
+    worst = sorted(certified, key=lambda pair: -float(pair[1]["at_most"] or math.inf))[:WORST]
+    table = [(name, *(_cell(c.get(key)) for key in _GUARANTEES)) for name, c in worst]
+    return [
+        "<h2>What is guaranteed</h2>",
+        "<p>From evenly spaced rows of every layer. Gains are shares of the layer's error that are still to be had; the "
+        "unavoidable share is proved, and the error is at most its inverse times the least possible.</p>",
+        _table(rows), _table(table, header=["name", *_GUARANTEES.values()]),
+    ]  # fmt: skip
+
+
 def _result_sections(results: Sequence[Mapping[str, Any]]) -> list[str]:
     quality = [r for r in results if "perplexity" in r]
     speed = [r for r in results if "decode_tokens_per_second" in r]
@@ -188,6 +220,8 @@ def _flat(value: Mapping[str, Any], *, skip: Sequence[str] = (), prefix: str = "
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):

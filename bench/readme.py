@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md",)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "guarantees.md")
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 
 Result = Mapping[str, Any]
@@ -123,6 +123,58 @@ def calibration(result: Result) -> str:
     return f"{cost} the time of the bare forward passes over {size}. {_where(result)}.\n"
 
 
+#: key of a layer -> what the row says, and its format
+OF_C = {
+    "pruning_step": ("step 2/\\|\\|C\\|\\|_F times L (T02 needs below 1)", "{:.2f}"),
+    "rounding_step": ("step 1.5/\\|\\|C\\|\\|_F times L (T02 needs below 1)", "{:.2f}"),
+    "condition": ("condition number of C (T07 at 50% needs below 2, T08 below 4.24)", "{:.2g}"),
+    "energy_ratio": ("largest over smallest input energy (T07, T08 at any sparsity: the same)", "{:.2g}"),
+    "pair_condition": ("condition number over pairs of inputs (the same)", "{:.2g}"),
+    "feedback_gain": ("expected error of GPTQ over that of rounding (T10 d)", "{:.2f}"),
+}
+OF_PRUNING = {
+    "relative_error": ("f / f(0)", "{:.5f}"),
+    "descent_gain": ("one covered gradient step would still remove", "{:.2%}"),
+    "coordinate_gain": ("the best swap or change in every row would still remove", "{:.2%}"),
+    "refit_gain": ("a refit would still remove (T11)", "{:.2%}"),
+    "support_condition": ("condition number of a support found", "{:.2g}"),
+    "rate": ("rate on it at 1/L (T06)", "{:.6f}"),
+    "at_most": ("at most this many times the least possible f (T13)", "{:.2f}"),
+}
+OF_ROUNDING = {
+    "relative_error": ("f / f(0)", "{:.5f}"),
+    "descent_gain": ("one covered gradient step would still remove", "{:.2%}"),
+    "coordinate_gain": ("the best code change in every row would still remove", "{:.2%}"),
+    "at_most": ("at most this many times the least possible f with its scales (T13)", "{:.2f}"),
+}
+
+
+def guarantees(result: Result) -> str:
+    """Return what the theorems say about real layers."""
+    layers = result["results"]["layers"]
+
+    def line(name: str, values: Iterable[Any], pattern: str) -> list[str]:
+        return [name, *("-" if value is None else pattern.format(value) for value in values)]
+
+    rows = [line(text, [layer[key] for layer in layers.values()], form) for key, (text, form) in OF_C.items()]
+    for method in next(iter(layers.values()))["methods"]:
+        of_method = OF_PRUNING if method.endswith("%") else OF_ROUNDING
+        found = [layer["methods"][method] for layer in layers.values()]
+        for key, (text, form) in of_method.items():
+            rows.append(line(f"{method}: {text}", [one[key] for one in found], form))
+    header = ["", *(f"`{'.'.join(name.split('.')[2:])}`" for name in layers)]
+    return f"{_table(header, rows)}\n\nSmolLM2-135M, one-shot statistics. {_where(result)}.\n"
+
+
+def mutations(result: Result) -> str:
+    """Return which deliberate faults the tests notice."""
+    rows = [
+        (row["what"], f"`{row['file']}`", f"`{row['by'].rpartition('/')[2]}`" if row["caught"] else "missed")
+        for row in result["results"]["mutations"]
+    ]
+    return f"{_table(('fault', 'in', 'first test that fails'), rows)}\n\n{_where(result)}.\n"
+
+
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
     {
         "demo": demo,
@@ -132,6 +184,8 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "quality_self": quality,
         "quality_plus": quality,
         "search": search,
+        "guarantees": guarantees,
+        "mutations": mutations,
     }
 )
 

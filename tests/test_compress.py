@@ -65,7 +65,7 @@ def test_the_summary_has_what_the_command_line_prints(model: Path, tmp_path: Pat
     summary = toy_stack.compress(model, tmp_path / "out", method="wanda", sparsity=0.25)
     values = json.loads(json.dumps(summary.to_json()))
     assert {"mean_relative_error", "seconds", "solve_seconds", "bits_per_weight", "layers"} <= set(values)
-    assert set(values["layers"][0]) == {"name", "relative_error", "iterations", "seconds"}
+    assert set(values["layers"][0]) == {"name", "relative_error", "iterations", "seconds", "certificate"}
     assert values["sparsity"] == 0.25 and values["bits_per_weight"] == 32
     assert 0 < values["solve_seconds"] <= values["seconds"] and len(values["layers"]) == 9
 

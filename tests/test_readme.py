@@ -20,6 +20,14 @@ RESULTS = {
          "torch_product_gflops": 100.0, "share_outside_product": 0.1}]}},
     "calibration": {"machine": MACHINE, "results": {"samples": 4, "seq_len": 2048, "threads": 2, "seconds": [],
                     "ratio_to_bare_forward": {"float32": 1.2, "bfloat16": 1.1}}},
+    "guarantees": {"machine": MACHINE, "results": {"layers": {"model.layers.0.q": {
+        "pruning_step": 1.9, "rounding_step": 1.4, "condition": None, "energy_ratio": 9.0, "pair_condition": 9.0,
+        "feedback_gain": 0.5, "methods": {
+            "awp 50%": {"relative_error": 0.1, "descent_gain": 0.1, "coordinate_gain": 0.1, "refit_gain": 0.1,
+                        "support_condition": 50.0, "rate": 0.9, "at_most": 2.0},
+            "rtn INT4": {"relative_error": 0.1, "descent_gain": 0.0, "coordinate_gain": 0.1, "at_most": None}}}}}},
+    "mutations": {"machine": MACHINE, "results": {"caught": 1, "of": 1, "mutations": [
+        {"what": "a fault", "file": "f.py", "caught": True, "by": "tests/test_f.py::test"}]}},
     "quality": {"machine": MACHINE, "results": {"text": "t.txt", "calibration": "c4", "windows": 8,
                                                 "dense_perplexity": 19.0, "rows": [
         {"name": "awp 50%", "backend": "numpy", "perplexity": 38.0, "mean_relative_error": 0.02,
@@ -60,5 +68,5 @@ def test_the_readme_is_up_to_date():
 
 
 def test_every_place_has_a_renderer(readme):
-    names = {match[2] for match in readme.MARKED.finditer((ROOT / "README.md").read_text())}
+    names = {match[2] for page in readme.PAGES for match in readme.MARKED.finditer(page.read_text())}
     assert names and names <= readme.RENDERERS.keys()

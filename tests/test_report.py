@@ -77,3 +77,18 @@ def test_results_must_be_objects(tmp_path):
     with pytest.raises(AwpError, match="no manifest"):
         write_report(tmp_path, tmp_path / "page.html", results=[tmp_path / "r.json"])
     assert not (tmp_path / "page.html").exists()
+
+
+def certificate(**changes):
+    return {"relative_step": 1.9, "covered": False, "condition": 1e5, "stable_rank": 1.1, "rows": 32,
+            "support_condition": 900.0, "rate": 0.999, "descent_gain": 0.001, "coordinate_gain": 0.07,
+            "refit_gain": 0.01, "lower_bound": 0.5, "at_most": 2.0, "bound_for": "support", **changes}  # fmt: skip
+
+
+def test_the_page_says_what_is_guaranteed():
+    certified = [{**LAYERS[0], "certificate": certificate()}, {**LAYERS[1], "certificate": certificate(at_most=None)}]
+    text = render("x", manifest(*certified), timings={})
+    for expected in ("What is guaranteed", "1 of 2", "0 of 2", "2 to 2, median 2", "at most, times the best"):
+        assert expected in text
+    assert text.index("up_proj", text.index("What is guaranteed")) < text.rindex("q_proj")  # no bound comes first
+    assert "What is guaranteed" not in render("x", manifest(*LAYERS), timings={})

@@ -105,6 +105,12 @@ class SpecChoice(Options):
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="T", help="Threads; all usable cores by default.")
     ] = None
+    certificate: Annotated[
+        bool,
+        typer.Option(
+            "--certificate/--no-certificate", help="Say for every layer what the theory guarantees about it."
+        ),
+    ] = True
     max_memory: Annotated[
         float | None, typer.Option(metavar="GB", help="Refuse what would need more memory.")
     ] = None
@@ -139,6 +145,7 @@ class SpecChoice(Options):
             | {"source": Path(asked.source).name},
             backend=self.backend,
             threads=self.threads,
+            certificate=self.certificate,
             max_memory_bytes=None if self.max_memory is None else int(self.max_memory * 1e9),
             resume=resume,
         )
