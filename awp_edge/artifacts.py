@@ -122,7 +122,8 @@ class CompressedLayer:
             return 32 * d_out * d_in
         middle = 2 ** (_DENSE_BITS[self.bits] - 1)
         n_groups, zero_points = parts.zeros.shape[1], bool(np.any(parts.zeros != middle))
-        if has_sparse_form(self.bits, d_in // n_groups, interleaved=parts.interleaved) and parts.mask is not None:
+        turned = parts.interleaved and parts.input_scales is None
+        if has_sparse_form(self.bits, d_in // n_groups, interleaved=turned) and parts.mask is not None:
             kept = int(parts.mask.reshape(d_out, _BLOCK, -1).sum(axis=1).max(initial=0))
             return sparse_bits(self.shape, kept=kept, group_size=d_in // n_groups, zero_points=zero_points)
         input_bits = 0 if parts.input_scales is None else _SCALE_BITS * d_in

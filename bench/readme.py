@@ -123,6 +123,30 @@ def calibration(result: Result) -> str:
     return f"{cost} the time of the bare forward passes over {size}. {_where(result)}.\n"
 
 
+def sparse(result: Result) -> str:
+    """Return the sparse operator against the best dense one of the same shape."""
+    measured = result["results"]
+    rows = (
+        (
+            "x".join(map(str, row["shape"])),
+            row["operator"],
+            f"{row['streamed_us']:.0f} us ({row['streamed_speedup']:.2f}x)",
+            f"{row['streamed_gb_s']:.1f} GB/s",
+            f"{row['resident_us']:.0f} us ({row['resident_speedup']:.2f}x)",
+            f"{row['prefill_us'] / 1e3:.1f} ms ({row['prefill_speedup']:.2f}x)",
+        )
+        for row in measured["rows"]
+    )
+    limits = measured["limits"]
+    note = (
+        f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}. The machine reads "
+        f"{limits['read_gb_s']:.1f} GB/s, which allows {limits['memory_gweights']:.0f}e9 weights/s at "
+        f"{limits['bits_per_weight']:.2f} bits; from the cache it decodes {limits['decode_gweights']:.0f}e9"
+    )
+    header = ("layer", "operator", "streamed", "reads", "resident", "512 rows")
+    return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
+
+
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
     {
         "demo": demo,
@@ -132,6 +156,7 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "quality_self": quality,
         "quality_plus": quality,
         "search": search,
+        "sparse": sparse,
     }
 )
 

@@ -84,7 +84,7 @@ def test_missing_attributes_and_wrong_types(packed: SparseLinear) -> None:
     settings = attributes(packed)
     with pytest.raises(Exception, match="kept"):
         session(model(parts(packed), {key: value for key, value in settings.items() if key != "kept"}))
-    with pytest.raises(Exception, match="Type Error|type"):
+    with pytest.raises(Exception, match=r"Type Error|type"):
         session(model({**parts(packed), "masks": packed.masks.astype(np.int64)}, settings))
 
 
