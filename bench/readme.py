@@ -138,10 +138,11 @@ def sparse(result: Result) -> str:
         for row in measured["rows"]
     )
     limits = measured["limits"]
+    how = f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}"
+    rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {limits['bits_per_weight']:.2f} bits"
     note = (
-        f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}. The machine reads "
-        f"{limits['read_gb_s']:.1f} GB/s, which allows {limits['memory_gweights']:.0f}e9 weights/s at "
-        f"{limits['bits_per_weight']:.2f} bits; from the cache it decodes {limits['decode_gweights']:.0f}e9"
+        f"{how}. The machine reads {limits['read_gb_s']:.1f} GB/s, which allows {rates}; from the cache it decodes "
+        f"{limits['decode_gweights']:.0f}e9"
     )
     header = ("layer", "operator", "streamed", "reads", "resident", "512 rows")
     return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
