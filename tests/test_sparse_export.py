@@ -54,6 +54,9 @@ def test_every_weight_is_read_back(source: Path, edge: ExportSummary) -> None:
     # 64 mask bits, 32 codes, a scale and a zero point a block; guards and filled-up tiles are small change.
     assert 3.3125 <= weights.bits_per_weight < 3.5
     assert edge.agreement is not None and edge.agreement.kl < 0.01  # the head's int8 alone
+    compressed = CompressedModel(source)
+    told = sum(compressed.layer(name).stored_bits() for name in compressed.layer_names())
+    assert 0 <= told - 8 * weights.n_bytes <= 21 * 8 * 128  # stacked layers share their guards
 
 
 def test_masks_on_disk_are_those_of_the_solver(source: Path, edge: ExportSummary) -> None:
