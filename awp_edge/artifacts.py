@@ -33,6 +33,7 @@ LOG_FILE = "compress.log"
 
 _DENSE_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
 _SCALE_BITS = 32
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,12 @@ class CompressedLayer:
         return 1.0 - np.count_nonzero(self.dense()) / (self.shape[0] * self.shape[1])
 
     def stored_bits(self) -> int:
-        """Return the bits that a dense export stores for this layer.
+        """Return the bits that `export --weights auto` stores for this layer.
 
-        Codes: 2, 4, 4, 8 bits for bits = 2, 3, 4, 8 (the operator has no 3-bit form); a 32-bit scale per group; a
-        zero point of the code's width per group, rows padded to bytes, left out where every one is the middle code;
-        a 32-bit scale per input where AWQ scaled the inputs.
+        K/64 patterns with 4 bits: those of `sparse_bits`. Anything else is stored dense. Codes: 2, 4, 4, 8 bits for
+        bits = 2, 3, 4, 8 (the operator has no 3-bit form); a 32-bit scale per group; a zero point of the code's width
+        per group, rows padded to bytes, left out where every one is the middle code; a 32-bit scale per input where AWQ
+        scaled the inputs.
         Real values and low-rank factors: 32 bits a number. Zeros cost as much as other values: no mask is stored.
         """
         parts, (d_out, d_in) = self.encoding, self.shape
@@ -119,10 +121,13 @@ class CompressedLayer:
         if parts.zeros is None or self.bits is None:
             return 32 * d_out * d_in
         middle = 2 ** (_DENSE_BITS[self.bits] - 1)
+        n_groups, zero_points = parts.zeros.shape[1], bool(np.any(parts.zeros != middle))
+        turned = parts.interleaved and parts.input_scales is None
+        if has_sparse_form(self.bits, d_in // n_groups, interleaved=turned) and parts.mask is not None:
+            kept = int(parts.mask.reshape(d_out, _BLOCK, -1).sum(axis=1).max(initial=0))
+            return sparse_bits(self.shape, kept=kept, group_size=d_in // n_groups, zero_points=zero_points)
         input_bits = 0 if parts.input_scales is None else _SCALE_BITS * d_in
-        return input_bits + grid_bits(
-            self.shape, self.bits, parts.zeros.shape[1], zero_points=bool(np.any(parts.zeros != middle))
-        )
+        return input_bits + grid_bits(self.shape, self.bits, n_groups, zero_points=zero_points)
 
     def bits_per_weight(self) -> float:
         """Return stored_bits over d_out d_in."""
@@ -135,6 +140,22 @@ def grid_bits(shape: tuple[int, int], bits: int, n_groups: int, *, zero_points: 
     width = _DENSE_BITS[bits]
     zero_bits = 8 * -(-n_groups * width // 8) if zero_points else 0
     return d_out * (d_in * width + n_groups * _SCALE_BITS + zero_bits)
+
+
+def has_sparse_form(bits: int, group_size: int, *, interleaved: bool) -> bool:
+    """Return whether a K/64 layer is exported with the codes of nonzero weights alone."""
+    return interleaved and bits == 4 and group_size % _BLOCK == 0
+
+
+def sparse_bits(shape: tuple[int, int], *, kept: int, group_size: int, zero_points: bool = True) -> int:
+    """Return the bits of a K/64 layer in a sparse export: masks, 4-bit codes, float16 scales, 4-bit zero points.
+
+    Rows are filled up to tiles of 16, groups stored as 128 or 64 inputs; 128 bytes guard the codes.
+    """
+    rows, d_in = -(-shape[0] // 16) * 16, shape[1]
+    blocks, groups = d_in // _BLOCK, d_in // (128 if group_size % 128 == 0 else 64)
+    codes = 8 * (blocks // 2 * kept + blocks % 2 * ((kept + 1) // 2))
+    return rows * (_BLOCK * blocks + codes + groups * (16 + 4 * zero_points)) + 8 * 128
 
 
 def block_file(block: int) -> str:

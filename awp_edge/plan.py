@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .artifacts import LinearInfo, grid_bits
+from .artifacts import LinearInfo, grid_bits, has_sparse_form, sparse_bits
 from .certificate import MAX_INPUTS
 from .constraints import RowSparse, Sparse
 from .errors import AwpError
@@ -49,7 +49,7 @@ class Plan:
     """Say what a run would do and cost. Bytes and seconds are estimates.
 
     left_alone: matrices inside the block stack that are not compressed.  weight_bytes: the model's files now.
-    compressed_bytes: the compressed folder.  block_bytes: the compressed linears in a dense export (the head and the
+    compressed_bytes: the compressed folder.  block_bytes: the compressed linears in an export (the head and the
     embeddings come on top).  disk_bytes: what OUT needs while it is built.  fits: None without a memory limit.
     """
 
@@ -221,11 +221,11 @@ def _seconds(
 def _export_bits(shape: tuple[int, int], spec: CompressSpec) -> int:
     if spec.rank is not None:
         return 32 * spec.rank_for(shape) * sum(shape)
-    return (
-        32 * math.prod(shape)
-        if spec.bits is None
-        else grid_bits(shape, spec.bits, shape[1] // spec.group_size)
-    )
+    if spec.bits is None:
+        return 32 * math.prod(shape)
+    if has_sparse_form(spec.bits, spec.group_size, interleaved=spec.interleaved):
+        return sparse_bits(shape, kept=spec.support(shape).descriptor()[1], group_size=spec.group_size)
+    return grid_bits(shape, spec.bits, shape[1] // spec.group_size)
 
 
 def _compressed_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], spec: CompressSpec) -> int:

@@ -174,6 +174,30 @@ def mutations(result: Result) -> str:
     ]
     return f"{_table(('fault', 'in', 'first test that fails'), rows)}\n\n{_where(result)}.\n"
 
+def sparse(result: Result) -> str:
+    """Return the sparse operator against the best dense one of the same shape."""
+    measured = result["results"]
+    rows = (
+        (
+            "x".join(map(str, row["shape"])),
+            row["operator"],
+            f"{row['streamed_us']:.0f} us ({row['streamed_speedup']:.2f}x)",
+            f"{row['streamed_gb_s']:.1f} GB/s",
+            f"{row['resident_us']:.0f} us ({row['resident_speedup']:.2f}x)",
+            f"{row['prefill_us'] / 1e3:.1f} ms ({row['prefill_speedup']:.2f}x)",
+        )
+        for row in measured["rows"]
+    )
+    limits = measured["limits"]
+    how = f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}"
+    rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {limits['bits_per_weight']:.2f} bits"
+    note = (
+        f"{how}. The machine reads {limits['read_gb_s']:.1f} GB/s, which allows {rates}; from the cache it decodes "
+        f"{limits['decode_gweights']:.0f}e9"
+    )
+    header = ("layer", "operator", "streamed", "reads", "resident", "512 rows")
+    return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
+
 
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
     {
@@ -186,6 +210,7 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "search": search,
         "guarantees": guarantees,
         "mutations": mutations,
+        "sparse": sparse,
     }
 )
 

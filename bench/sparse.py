@@ -24,7 +24,7 @@ from awp_edge.export.sparse_packing import SparseLinear
 from common import write
 from onnx import TensorProto, helper
 
-SHAPES = ((576, 1536), (4096, 4096))
+SHAPES = ((576, 1536), (1536, 576), (4096, 4096), (4096, 11008))
 PREFILL = 512
 
 
@@ -173,6 +173,15 @@ def compare(rows: list[dict[str, Any]]) -> None:
             row[f"{what}_speedup"] = min(r[f"{what}_us"] for r in rivals) / row[f"{what}_us"]
 
 
+def describe(row: Mapping[str, Any]) -> str:
+    """Return one line about a measured operator."""
+    rate = f"{row['streamed_gweights']:.1f} Gweight/s, {row['streamed_gb_s']:.1f} GB/s"
+    return (
+        f"{'x'.join(map(str, row['shape']))} {row['operator']}: streamed {row['streamed_us']:.1f} us ({rate}), "
+        f"resident {row['resident_us']:.1f} us, prefill {row['prefill_us'] / 1e3:.1f} ms"
+    )
+
+
 def main() -> None:
     """Measure every shape, print a table and write bench/results/sparse.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -188,9 +197,7 @@ def main() -> None:
         rows = []
         for operator in operators(shape, quick=options.quick):
             rows.append(measure(operator, settings))
-            print(f"{shape[0]}x{shape[1]} {operator.name}: streamed {rows[-1]['streamed_us']:.1f} us "
-                  f"({rows[-1]['streamed_gweights']:.1f} Gweight/s, {rows[-1]['streamed_gb_s']:.1f} GB/s), resident "
-                  f"{rows[-1]['resident_us']:.1f} us, prefill {rows[-1]['prefill_us'] / 1e3:.1f} ms", flush=True)  # fmt: skip
+            print(describe(rows[-1]), flush=True)
         compare(rows)
         for row in rows:
             print(f"  {row['operator']}: streamed {row['streamed_speedup']:.2f}x, resident "

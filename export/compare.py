@@ -1,4 +1,4 @@
-"""Measure an edge folder beside the same model with dense INT4 and with float32 layers, and beside the machine's limits."""
+"""Measure an edge folder beside the same model with dense INT4 and float32 layers and the machine's limits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,8 @@ from .variants import VARIANTS, read_bytes, sparse_weights, weight_nodes, write_
 
 Progress = Callable[[str], None]
 _RATES = (
-    "decode_tokens_per_second",
-    "prefill_tokens_per_second",
-    "time_to_first_token_s",
-    "peak_memory_bytes",
-    "bytes",
-)
+    "decode_tokens_per_second", "prefill_tokens_per_second", "time_to_first_token_s", "peak_memory_bytes", "bytes",
+)  # fmt: skip
 
 
 def compare(

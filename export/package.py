@@ -14,13 +14,13 @@ import onnx_ir as ir
 
 from ..errors import AwpError, UsageError
 from ..models import TOKENIZER_FILES
-from ..storage import writing
+from ..storage import read_json, writing
 from . import check, graph
 from .assemble import Kinds, write_graph
 from .head import HEADS
 from .hf import write_hf
-from .library import library_path, require_library
-from .manifest import add_facts, write_manifest
+from .library import LIBRARY, library_path, require_library
+from .manifest import MANIFEST_FILE, add_facts, write_manifest
 from .runtime import EdgeModel
 from .source import Source
 
@@ -39,6 +39,8 @@ class ExportOptions:
         accuracy_level: 4 computes quantized layers with int8 activations, 0 with float32; None: 4 where the
             processor has fast int8 kernels.
         lm_head: "int8", "int4" or "fp32"; None: int8 for a compressed model, fp32 for a plain one.
+        operator_library: put this build of the operator library, for another processor, into the folder once it is
+            checked with the one of this machine.
 
     Raises:
         UsageError: a value that is not offered.
@@ -48,6 +50,7 @@ class ExportOptions:
     weights: str = "auto"
     accuracy_level: int | None = None
     lm_head: str | None = None
+    operator_library: Path | None = None
 
     def __post_init__(self) -> None:
         offered = {"format": FORMATS, "weights": WEIGHTS, "accuracy_level": LEVELS, "lm_head": (None, *HEADS)}
@@ -57,6 +60,8 @@ class ExportOptions:
                 raise UsageError(
                     f"{name.replace('_', ' ')} {getattr(self, name)!r} is not offered: choose one of {given}"
                 )
+        if self.operator_library is not None and not self.operator_library.is_file():
+            raise UsageError(f"operator library {self.operator_library} is not a file")
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class ExportSummary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {**asdict(self), "folder": str(self.folder)}
+        return {**asdict(self), "folder": str(self.folder), "options": _plain(self.options)}
 
 
 def export_model(compressed: str | Path, out: str | Path, options: ExportOptions | None = None, *,
@@ -106,6 +111,11 @@ def export_model(compressed: str | Path, out: str | Path, options: ExportOptions
         else:
             summary = _export_genai(source, partial, options=options, say=say)
     return replace(summary, folder=target)
+
+
+def _plain(options: ExportOptions) -> dict[str, Any]:
+    library = options.operator_library
+    return {**asdict(options), "operator_library": None if library is None else library.name}
 
 
 def default_accuracy_level() -> int:
@@ -192,7 +202,7 @@ def _export_genai(source: Source, partial: Path, *, options: ExportOptions, say:
     say("reading every weight back")
     weights = check.check_weights(partial, written.matches, written.dense) if source.layers else None
     shutil.rmtree(work)
-    facts = {"source": _provenance(source), "options": asdict(options), "opset": _opsets(partial)}
+    facts = {"source": _provenance(source), "options": _plain(options), "opset": _opsets(partial)}
     write_manifest(partial, {**facts, "weights": asdict(weights) if weights else None})
     say("comparing logits with the compressed model in torch")
     agreement, limit = _compare(source, partial), check.tolerated_kl(level, head)
@@ -201,6 +211,9 @@ def _export_genai(source: Source, partial: Path, *, options: ExportOptions, say:
             f"the exported model's logits are off: KL {agreement.kl:.3g} nats a token, at most {limit:.3g} allowed; "
             "nothing was written: try --accuracy-level 0 or --lm-head fp32"
         )
+    if kinds.sparse and options.operator_library is not None:
+        shutil.copyfile(options.operator_library, partial / LIBRARY)
+        write_manifest(partial, read_json(partial / MANIFEST_FILE))
     add_facts(partial, {"agreement": asdict(agreement), "tolerated_kl": limit})
     return ExportSummary(partial, options, _folder_bytes(partial), weights, agreement, limit)
 

@@ -23,7 +23,7 @@ PREFILL_ROWS = 256
 
 
 def random_sparse(shape: tuple[int, int], *, kept: int, group: int, seed: int = 0) -> SparseLinear:
-    """Return a packed layer of random bytes without going through a dense one; kept = -1: half of the weights anywhere."""
+    """Return a packed layer of random bytes, not made from a dense one; kept = -1: half of the weights anywhere."""
     rng = np.random.default_rng(seed)
     tiles, blocks = -(-shape[0] // TILE), shape[1] // BLOCK
     masks = _random_masks(rng, (tiles, blocks, TILE), kept)

@@ -1,8 +1,8 @@
 """Byte layout of sparse INT4 weights: the single definition that the operator, its kernels and every test follow.
 
-Version 1. A linear layer with N outputs and K inputs (64 divides K) keeps some weights (code - zero) * scale; the others
-are exactly 0. Rows are stored in tiles of T = 16, the last one filled up with rows of scale 0. Inputs are cut into
-B = K / 64 blocks; input i of block b is b + i B where the layer is interleaved, else 64 b + i. All numbers little-endian.
+Version 1. A linear layer with N outputs and K inputs (64 divides K) keeps some weights (code - zero) * scale; the
+others are exactly 0. Rows are stored in tiles of T = 16, the last one filled up with rows of scale 0. Inputs are cut
+into B = K / 64 blocks; input i of block b is b + i B where the layer is interleaved, else 64 b + i. Little-endian.
 
     masks    uint64 (N/T, B, T)     bit i: input i of the block is kept
     codes    uint8  (64 + n + 64,)  codes of the kept inputs in ascending order, tile after tile; 64 zero bytes before
@@ -253,7 +253,7 @@ class _Places:
 
 
 def _places(counts: NDArray[np.int64]) -> _Places:
-    """Lay out the codes of blocks with these counts, (rows, blocks): pairs first, rows within a pair, the odd one last."""
+    """Lay out blocks with these counts of codes, (rows, blocks): pairs first, rows within a pair, the odd one last."""
     rows, blocks = counts.shape
     n_pairs = blocks // 2
     lengths = counts[:, : 2 * n_pairs].reshape(rows, n_pairs, 2).max(axis=2, initial=0)

@@ -45,7 +45,7 @@ def model(constants: dict[str, np.ndarray], settings: dict[str, Any], *, outside
     return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 
 
-def session(data: bytes, *, threads: int = 2) -> onnxruntime.InferenceSession:
+def session(data: bytes | str, *, threads: int = 2) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4

@@ -315,7 +315,7 @@ def test_the_head_is_within_a_step_of_its_grid(kind: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ refusals
 @pytest.mark.parametrize(("choice", "message"), [
-    ({"weights": "sparse"}, "sparse"), ({"format": "gguf"}, "genai, hf"),
+    ({"weights": "csr"}, "auto, dense, sparse"), ({"format": "gguf"}, "genai, hf"),
     ({"accuracy_level": 3}, "0, 4"), ({"lm_head": "int3"}, "int8, int4, fp32"),
 ])  # fmt: skip
 def test_options_that_are_not_offered(choice: dict[str, Any], message: str) -> None:

@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparse_layers import random_layer
 
+from awp_edge.artifacts import sparse_bits
+
 
 def dense_of(layer: SparseCodes) -> np.ndarray:
     order = block_order(layer.shape[1], turned=layer.interleaved)
@@ -39,7 +41,7 @@ def dense_of(layer: SparseCodes) -> np.ndarray:
     turned=st.booleans(),
     seed=st.integers(0, 5),
 )
-def test_round_trip(rows: int, blocks: int, wide: bool, kept: int | None, turned: bool, seed: int) -> None:
+def test_round_trip(*, rows: int, blocks: int, wide: bool, kept: int | None, turned: bool, seed: int) -> None:
     group = 128 if wide and blocks % 2 == 0 else 64
     layer = random_layer((rows, 64 * blocks), group=group, kept=kept, turned=turned, seed=seed)
     packed = pack_sparse(layer)
@@ -95,6 +97,9 @@ def test_sizes() -> None:
     for group, bits in ((64, 3.3125), (128, 3.15625)):
         packed = pack_sparse(random_layer((160, 1280), group=group))
         assert 8 * (packed.n_bytes - 2 * GUARD) == bits * weights
+    for rows, d_in, group in ((33, 192, 64), (16, 256, 128)):
+        packed = pack_sparse(random_layer((rows, d_in), group=group, kept=24))
+        assert 8 * packed.n_bytes == sparse_bits((rows, d_in), kept=24, group_size=group)
     packed = pack_sparse(random_layer((160, 1280), kept=None))
     assert packed.kept == -1 and 3.3125 < 8 * packed.n_bytes / weights < 3.55
 

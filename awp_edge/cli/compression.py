@@ -232,7 +232,7 @@ def compress(options: CompressChoice) -> Outcome:
     """
     settled = options.settled(resume=options.resume)
     summary = _compress(options, settled)
-    return Outcome(summary.to_json(), _summary_lines(summary, kind=settled.spec.kind))
+    return Outcome(summary.to_json(), _summary_lines(summary, settled.spec))
 
 
 def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSummary:
@@ -256,21 +256,23 @@ def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSumm
         return compress_model(open_source, folder, options.out, options=settled, progress=show)
 
 
-def _summary_lines(summary: CompressSummary, *, kind: str) -> list[str]:
+def _summary_lines(summary: CompressSummary, spec: CompressSpec) -> list[str]:
+    sparse = spec.interleaved and spec.bits == 4
     lines = facts(
         [
-            ("compressed", f"{summary.out}  ({len(summary.layers)} layers, {kind})"),
+            ("compressed", f"{summary.out}  ({len(summary.layers)} layers, {spec.kind})"),
             ("exact zeros", f"{summary.sparsity:.2%}"),
             (
                 "bits per weight",
-                f"{summary.bits_per_weight:.3f} in a dense export, scales and zero points included",
+                f"{summary.bits_per_weight:.3f} in a {'sparse' if sparse else 'dense'} export, scales and zero points "
+                "included",
             ),
             ("mean relative error", f"{summary.mean_relative_error:.5f}"),
             ("time", f"{duration(summary.seconds)}, of which solving {duration(summary.solve_seconds)}"),
             ("peak memory", size(summary.peak_memory_bytes)),
         ]
     )
-    if summary.sparsity > 0.01:
+    if summary.sparsity > 0.01 and not sparse:
         lines.append(ZEROS_NOTE)
     return lines
 

@@ -41,6 +41,10 @@ class ExportChoice(Options):
     lm_head: Annotated[
         str | None, typer.Option(metavar="int8|int4|fp32", help="The output head. Default: int8.")
     ] = None
+    operator_library: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Put this operator library, for another processor, into the folder."),
+    ] = None
 
 
 def export(options: ExportChoice) -> Outcome:
@@ -50,7 +54,9 @@ def export(options: ExportChoice) -> Outcome:
     """
     from ..export.package import ExportOptions, export_model
 
-    chosen = ExportOptions(options.format, options.weights, options.accuracy_level, options.lm_head)
+    chosen = ExportOptions(
+        options.format, options.weights, options.accuracy_level, options.lm_head, options.operator_library
+    )
     summary = export_model(options.compressed, options.out, chosen, progress=note)
     return Outcome(summary.as_dict(), _export_lines(summary))
 

@@ -34,10 +34,10 @@ inline __m256i load256(const void* from) { return _mm256_loadu_si256(static_cast
 inline void store256(void* to, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(to), v); }
 inline __m256i join(__m128i low, __m128i high) { return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1); }
 
-// Shuffle indices of 16 inputs whose mask is in two bytes.
-inline __m128i indices(const std::uint8_t* mask) {
-  const __m128i even = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kIndices.even[mask[0]]));
-  const __m64* odd = reinterpret_cast<const __m64*>(&kIndices.odd[mask[1]]);
+// Shuffle indices of 16 inputs, from the two bytes of their mask.
+inline __m128i indices(std::size_t first, std::size_t second) {
+  const __m128i even = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kIndices.even[first]));
+  const __m64* odd = reinterpret_cast<const __m64*>(&kIndices.odd[second]);
   return _mm_castps_si128(_mm_loadh_pi(_mm_castsi128_ps(even), odd));
 }
 
@@ -49,10 +49,12 @@ enum class Nibble { low, high };
 
 // The 64 weights of a block: `codes` holds one code a byte, in the nibble asked for; pruned ones become `fill`.
 template <Nibble N> inline Bytes64 expand_block(const std::uint8_t* codes, const std::uint64_t* mask, __m256i fill) {
-  const std::uint64_t m = *mask;
+  // Half of the mask's bytes come from the register, half from memory: loads are what this loop is short of.
+  const std::uint64_t m = *mask, upper = m >> 32;
   const std::uint8_t* bytes = reinterpret_cast<const std::uint8_t*>(mask);
   const std::uint8_t* middle = codes - 8;
-  const __m256i where[2] = {join(indices(bytes), indices(bytes + 2)), join(indices(bytes + 4), indices(bytes + 6))};
+  const __m256i where[2] = {join(indices(m & 255, m >> 8 & 255), indices(bytes[2], bytes[3])),
+                            join(indices(upper & 255, upper >> 8 & 255), indices(bytes[6], bytes[7]))};
   __m256i w[2] = {join(load128(middle + _mm_popcnt_u64(_bzhi_u64(m, 8))), load128(middle + _mm_popcnt_u64(_bzhi_u64(m, 24)))),
                   join(load128(middle + _mm_popcnt_u64(_bzhi_u64(m, 40))), load128(middle + _mm_popcnt_u64(_bzhi_u64(m, 56))))};
   for (int i = 0; i < 2; ++i) {

@@ -43,6 +43,12 @@ if(AWP_BUILD_TESTS)
   endforeach()
 endif()
 
+if(AWP_BUILD_BENCH AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  add_executable(bench_sparse bench/bench_sparse.cpp)
+  awp_set_options(bench_sparse)
+  target_link_libraries(bench_sparse PRIVATE awp_kernels Threads::Threads)
+endif()
+
 if(AWP_BUILD_OPS AND NOT AWP_SANITIZE)
   add_library(awp_edge_ops MODULE ops/sparse_op.cpp ops/plain.cpp)
   awp_set_options(awp_edge_ops)

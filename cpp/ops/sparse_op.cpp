@@ -22,13 +22,18 @@ constexpr std::size_t kMaxDimensions = 8;
 constexpr std::size_t kInputs = 6;
 const OrtElementType kTypes[kInputs] = {ORT_FLOAT, ORT_UINT64, ORT_UINT8, ORT_FLOAT16, ORT_UINT64, ORT_UINT64};
 
+struct Free {
+  void operator()(void* pointer) const { std::free(pointer); }
+};
+
 struct Kernel {
   const OrtApi* api;
   Weights weights;
   const Table* table;
   bool interleaved;
   Level level;
-  bool given[kInputs];  // which constants there are
+  bool given[kInputs];                          // which constants there are
+  std::unique_ptr<void, Free> copies[kInputs];  // of constants that do not lie at a multiple of their element's size
 };
 
 OrtStatus* refuse(const OrtApi* api, const char* what) {
@@ -53,9 +58,11 @@ OrtStatus* shape_of(const OrtApi* api, const OrtValue* value, Shape* shape) {
   return bad;
 }
 
-// A constant's data and number of elements; null data where the node leaves it out.
+// A constant's data and number of elements; null data where the node leaves it out. A file that a runtime maps may hold
+// it at any offset: then it is copied.
 template <class T>
-OrtStatus* constant(const OrtApi* api, const OrtKernelInfo* info, std::size_t index, const T** data, std::size_t* size) {
+OrtStatus* constant(Kernel* kernel, const OrtKernelInfo* info, std::size_t index, const T** data, std::size_t* size) {
+  const OrtApi* api = kernel->api;
   *data = nullptr;
   *size = 0;
   std::size_t inputs = 0;
@@ -69,12 +76,18 @@ OrtStatus* constant(const OrtApi* api, const OrtKernelInfo* info, std::size_t in
   if (OrtStatus* bad = shape_of(api, value, &shape)) return bad;
   void* bytes = nullptr;
   if (OrtStatus* bad = ort::GetTensorMutableData(api, const_cast<OrtValue*>(value), &bytes)) return bad;
-  *data = static_cast<const T*>(bytes);
   *size = shape.elements;
+  if (reinterpret_cast<std::uintptr_t>(bytes) % alignof(T) != 0) {
+    kernel->copies[index].reset(std::malloc(shape.elements * sizeof(T)));
+    if (!kernel->copies[index]) return refuse(api, "out of memory");
+    bytes = std::memcpy(kernel->copies[index].get(), bytes, shape.elements * sizeof(T));
+  }
+  *data = static_cast<const T*>(bytes);
   return nullptr;
 }
 
-OrtStatus* read_weights(const OrtApi* api, const OrtKernelInfo* info, Packed* packed) {
+OrtStatus* read_weights(Kernel* kernel, const OrtKernelInfo* info, Packed* packed) {
+  const OrtApi* api = kernel->api;
   const auto attribute = [&](const char* name, std::int64_t* to) {
     return ort::KernelInfoGetAttribute_int64(api, info, name, to);
   };
@@ -82,11 +95,11 @@ OrtStatus* read_weights(const OrtApi* api, const OrtKernelInfo* info, Packed* pa
   if (OrtStatus* bad = attribute("K", &packed->inputs)) return bad;
   if (OrtStatus* bad = attribute("block_size", &packed->group)) return bad;
   if (OrtStatus* bad = attribute("kept", &packed->kept)) return bad;
-  if (OrtStatus* bad = constant(api, info, 1, &packed->masks, &packed->n_masks)) return bad;
-  if (OrtStatus* bad = constant(api, info, 2, &packed->codes, &packed->n_codes)) return bad;
-  if (OrtStatus* bad = constant(api, info, 3, &packed->scales, &packed->n_scales)) return bad;
-  if (OrtStatus* bad = constant(api, info, 4, &packed->zeros, &packed->n_zeros)) return bad;
-  return constant(api, info, 5, &packed->offsets, &packed->n_offsets);
+  if (OrtStatus* bad = constant(kernel, info, 1, &packed->masks, &packed->n_masks)) return bad;
+  if (OrtStatus* bad = constant(kernel, info, 2, &packed->codes, &packed->n_codes)) return bad;
+  if (OrtStatus* bad = constant(kernel, info, 3, &packed->scales, &packed->n_scales)) return bad;
+  if (OrtStatus* bad = constant(kernel, info, 4, &packed->zeros, &packed->n_zeros)) return bad;
+  return constant(kernel, info, 5, &packed->offsets, &packed->n_offsets);
 }
 
 OrtStatus* read_options(const OrtApi* api, const OrtKernelInfo* info, Kernel* kernel) {
@@ -109,7 +122,7 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
   kernel->api = api;
   if (OrtStatus* bad = read_options(api, info, kernel.get())) return bad;
   Packed packed{};
-  if (OrtStatus* bad = read_weights(api, info, &packed)) return bad;
+  if (OrtStatus* bad = read_weights(kernel.get(), info, &packed)) return bad;
   if (!packed.masks || !packed.codes || !packed.scales) return refuse(api, "weights must be constants of the model");
   if (const char* wrong = check(packed, &kernel->weights)) return refuse(api, wrong);
   const bool given[kInputs] = {true, true, true, true, packed.zeros != nullptr, packed.offsets != nullptr};

@@ -1,0 +1,197 @@
+// Sparse kernels beside a dense INT4 kernel of the same make, without a runtime; one JSON line per shape and count.
+//   bench_sparse [isa [threads [gigabytes]]]
+// Products of one row, streamed over copies that no cache holds; the dense kernel is AVX2 without VNNI, groups of 128
+// inputs with float16 scales and zero points, rows in the same tiles. Rates in 1e9 weights a second, medians of 7.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../kernels/sparse_matmul.h"
+
+namespace {
+
+using namespace awp::kernels;
+
+constexpr std::size_t kGroup = 128;
+
+#define AWP_AVX2 __attribute__((target("avx2,fma,f16c")))
+
+AWP_AVX2 inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+
+// 64 bytes a row and group: nibbles of inputs j and j + 32 share a byte, for 64 inputs at a time.
+AWP_AVX2 void dense_tile(const std::uint8_t* codes, const std::uint16_t* scales, const std::uint64_t* zeros,
+                         const Quantized& input, std::size_t groups, float* y) {
+  const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (std::size_t group = 0; group < groups; ++group) {
+    const std::int8_t* values = input.values + group * kGroup;
+    const __m256i a[4] = {load(values), load(values + 32), load(values + 64), load(values + 96)};
+    for (int half = 0; half < 2; ++half) {
+      __m256i v[8];
+      for (int row = 0; row < 8; ++row, codes += 64) {
+        __m256i pairs = _mm256_setzero_si256();
+        for (int part = 0; part < 2; ++part) {
+          const __m256i packed = load(codes + 32 * part);
+          pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(_mm256_and_si256(packed, nibble), a[2 * part]));
+          const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
+          pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(high, a[2 * part + 1]));
+        }
+        v[row] = _mm256_madd_epi16(pairs, ones);
+      }
+      __m256i t[4], u[2];
+      for (int i = 0; i < 4; ++i)
+        t[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+      for (int i = 0; i < 2; ++i)
+        u[i] = _mm256_add_epi32(_mm256_unpacklo_epi64(t[2 * i], t[2 * i + 1]), _mm256_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
+      const __m256i sums = _mm256_add_epi32(_mm256_permute2x128_si256(u[0], u[1], 0x20), _mm256_permute2x128_si256(u[0], u[1], 0x31));
+      const __m256i zero = _mm256_and_si256(
+          _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(zeros[group] >> 32 * half)), shifts), _mm256_set1_epi32(15));
+      const __m256i whole = _mm256_sub_epi32(sums, _mm256_mullo_epi32(zero, _mm256_set1_epi32(input.sums[group])));
+      const __m256 scale = _mm256_mul_ps(
+          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + group * kTile + 8 * half))),
+          _mm256_set1_ps(input.scales[group]));
+      total[half] = _mm256_add_ps(total[half], _mm256_mul_ps(_mm256_cvtepi32_ps(whole), scale));
+    }
+  }
+  _mm256_storeu_ps(y, total[0]);
+  _mm256_storeu_ps(y + 8, total[1]);
+}
+
+struct Bench {
+  std::size_t rows, inputs, copies, threads;
+
+  std::size_t tiles() const { return rows / kTile; }
+  std::size_t groups() const { return inputs / kGroup; }
+
+  // Median of 7 runs of work(copy, tile) over all copies, tiles shared among threads: 1e9 weights a second.
+  template <class Work> double rate(Work work) const {
+    std::vector<double> seconds;
+    for (int run = 0; run < 8; ++run) {
+      const auto start = std::chrono::steady_clock::now();
+      std::vector<std::thread> team;
+      for (std::size_t thread = 0; thread < threads; ++thread)
+        team.emplace_back([=, this_bench = *this] {
+          for (std::size_t copy = 0; copy < this_bench.copies; ++copy)
+            for (std::size_t tile = this_bench.tiles() * thread / this_bench.threads;
+                 tile < this_bench.tiles() * (thread + 1) / this_bench.threads; ++tile)
+              work(copy, tile);
+        });
+      for (std::thread& thread : team) thread.join();
+      if (run > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    std::nth_element(seconds.begin(), seconds.begin() + 3, seconds.end());
+    return 1e-9 * static_cast<double>(rows * inputs * copies) / seconds[3];
+  }
+};
+
+// The same random bytes again and again, at places of their own.
+template <class T> std::vector<T> repeated(const std::vector<T>& one, std::size_t copies) {
+  std::vector<T> all(one.size() * copies);
+  for (std::size_t copy = 0; copy < copies; ++copy) std::copy(one.begin(), one.end(), all.begin() + static_cast<std::ptrdiff_t>(copy * one.size()));
+  return all;
+}
+
+template <class T> std::vector<T> random_words(std::size_t count, std::mt19937_64& random) {
+  std::vector<T> words(count);
+  for (T& word : words) word = static_cast<T>(random());
+  return words;
+}
+
+std::uint64_t random_mask(std::size_t kept, std::mt19937_64& random) {
+  std::uint64_t mask = 0;
+  while (static_cast<std::size_t>(__builtin_popcountll(mask)) < kept) mask |= std::uint64_t{1} << random() % 64;
+  return mask;
+}
+
+struct Input {
+  std::vector<std::int8_t> values;
+  std::vector<float> scales;
+  std::vector<std::int32_t> sums;
+  Quantized view() const { return {values.data(), scales.data(), sums.data()}; }
+};
+
+double dense_rate(Bench bench, const Input& input, std::size_t bytes, std::mt19937_64& random) {
+  const std::size_t one = bench.rows * bench.inputs / 2;
+  bench.copies = bytes / one + 1;
+  const std::vector<std::uint8_t> codes = repeated(random_words<std::uint8_t>(one, random), bench.copies);
+  const std::size_t groups = bench.tiles() * bench.groups();
+  const std::vector<std::uint16_t> scales = repeated(std::vector<std::uint16_t>(groups * kTile, 0x2c00), bench.copies);
+  const std::vector<std::uint64_t> zeros = repeated(random_words<std::uint64_t>(groups, random), bench.copies);
+  return bench.rate([&](std::size_t copy, std::size_t tile) {
+    float y[kTile];
+    const std::size_t at = copy * bench.tiles() + tile;
+    dense_tile(codes.data() + at * (one / bench.tiles()), scales.data() + at * bench.groups() * kTile,
+               zeros.data() + at * bench.groups(), input.view(), bench.groups(), y);
+    __asm__ volatile("" : : "r"(y) : "memory");
+  });
+}
+
+double sparse_rate(Bench bench, const Table& table, const Input& input, std::size_t kept, std::size_t bytes,
+                   std::mt19937_64& random) {
+  const std::size_t words = bench.rows * bench.inputs / kBlock, one = words / 2 * kept;
+  bench.copies = bytes / (one + words * 8) + 1;
+  std::vector<std::uint64_t> some(words);
+  for (std::uint64_t& mask : some) mask = random_mask(kept, random);
+  const std::vector<std::uint64_t> masks = repeated(some, bench.copies);
+  std::vector<std::uint8_t> codes = repeated(random_words<std::uint8_t>(one, random), bench.copies);
+  codes.insert(codes.begin(), kGuard, 0);
+  codes.resize(codes.size() + kGuard);
+  const std::size_t groups = bench.tiles() * bench.groups();
+  const std::vector<std::uint16_t> scales = repeated(std::vector<std::uint16_t>(groups * kTile, 0x2c00), bench.copies);
+  const std::vector<std::uint64_t> zeros = repeated(random_words<std::uint64_t>(groups, random), bench.copies);
+  // All copies are one tall weight.
+  const Weights w{masks.data(), codes.data() + kGuard, scales.data(), zeros.data(), nullptr, bench.rows * bench.copies,
+                  bench.inputs, kGroup, kept};
+  return bench.rate([&](std::size_t copy, std::size_t tile) {
+    float y[kTile];
+    table.decode(w, copy * bench.tiles() + tile, input.view(), y);
+    __asm__ volatile("" : : "r"(y) : "memory");
+  });
+}
+
+double read_rate(std::size_t threads, std::size_t bytes) {
+  const std::vector<std::uint64_t> data(bytes / 8, 1);
+  const Bench bench{kTile * threads, 1, 1, threads};
+  const std::size_t share = data.size() / threads;
+  const double rate = bench.rate([&](std::size_t, std::size_t tile) {
+    std::uint64_t sum = 0;
+    for (std::size_t i = tile * share; i < (tile + 1) * share; ++i) sum += data[i];
+    __asm__ volatile("" : : "r"(sum) : "memory");
+  });
+  return rate * static_cast<double>(bytes) / static_cast<double>(bench.rows);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Table* table = choose(argc > 1 ? argv[1] : "");
+  const std::size_t threads = argc > 2 ? std::strtoul(argv[2], nullptr, 10) : 2;
+  const std::size_t bytes = static_cast<std::size_t>((argc > 3 ? std::atof(argv[3]) : 1.0) * 1e9);
+  if (table == nullptr || threads == 0) {
+    std::fprintf(stderr, "bench_sparse [isa [threads [gigabytes]]]\n");
+    return 2;
+  }
+  std::mt19937_64 random(1);
+  const std::size_t shapes[][2] = {{4096, 4096}, {4096, 11008}};
+  for (const auto& [rows, inputs] : shapes) {
+    const Bench bench{rows, inputs, 1, threads};
+    Input input{std::vector<std::int8_t>(inputs), std::vector<float>(inputs / kGroup, 0.01f), std::vector<std::int32_t>(inputs / kGroup)};
+    for (std::int8_t& value : input.values) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+    const double dense = dense_rate(bench, input, bytes, random), read = read_rate(threads, bytes);
+    for (const std::size_t kept : {32, 24, 16}) {
+      const double sparse = sparse_rate(bench, *table, input, kept, bytes, random);
+      std::printf("{\"rows\": %zu, \"inputs\": %zu, \"kept\": %zu, \"kernels\": \"%s\", \"threads\": %zu, "
+                  "\"sparse_gweights\": %.2f, \"dense_avx2_gweights\": %.2f, \"ratio\": %.3f, \"read_gb_s\": %.2f}\n",
+                  rows, inputs, kept, table->name, threads, sparse, dense, sparse / dense, read);
+      std::fflush(stdout);
+    }
+  }
+  return 0;
+}
