@@ -28,14 +28,15 @@ class Effort:
     repeats: int
 
 
-#: On a mask every row needs a Cholesky factor of its own for each order and each repeat, so fewer are tried.
+#: On a mask every row needs a Cholesky factor of its own for each order and each repeat, so fewer are tried; without
+#: an order the refit is rounded to nearest, from where descent ends 0 to 2% higher.
 EFFORTS = {
     "fast": Effort(("energy",), 0),
     "default": Effort(("energy", "redundancy"), 1),
     "max": Effort(("energy", "redundancy", "natural"), 3),
 }
 MASKED_EFFORTS = {
-    "fast": Effort(("energy",), 0),
+    "fast": Effort((), 0),
     "default": Effort(("energy",), 0),
     "max": Effort(("energy", "redundancy"), 1),
 }
@@ -131,7 +132,7 @@ class _Quantizer:
     def _rounders(
         self, target: Array, names: Sequence[str]
     ) -> tuple[list[Callable[[BoundGrid], Array]], Array]:
-        """Return one rounding a name, and each column's variance given those after it in the order of energy."""
+        """Return one rounding a name, or to nearest, and each column's variance given those after it by energy."""
         gram = self._problem.gram
         order = rounding_order("energy", gram)
         upper = self._engine.factor(gram, order)
@@ -141,7 +142,7 @@ class _Quantizer:
         for name in names:
             other = rounding_order(name, gram, variance)
             rounders.append(self._rounder(target, other, upper if name == "energy" else None))
-        return rounders, variance
+        return rounders or [lambda grid: self._restricted(grid.round(target))], variance
 
     def _rounder(self, target: Array, order: Order, upper: Array | None) -> Callable[[BoundGrid], Array]:
         engine, mask = self._engine, self._mask
