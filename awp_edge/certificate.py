@@ -195,7 +195,8 @@ class _Sample:
             if not kept.size or not is_definite(inner):
                 worst, weakest = (float("inf"), 0.0) if kept.size else (worst, weakest)
                 continue
-            inverse, pull = np.linalg.inv(inner), self.gradient[i, kept]
+            inverse = np.asarray(np.linalg.inv(inner), dtype=np.float64)
+            pull = self.gradient[i, kept]
             smallest = 1 / largest_eigenvalue(inverse)
             worst, weakest = max(worst, largest_eigenvalue(inner) / smallest), min(weakest, smallest)
             left, total = left + float(pull @ inverse @ pull) / 2, total + float(self.objective[i])

@@ -151,7 +151,7 @@ def separate(gram: Matrix) -> Separated | None:
     """
     if not is_definite(gram):
         return None
-    inverse = np.linalg.inv(gram)
+    inverse: Matrix = np.asarray(np.linalg.inv(gram), dtype=np.float64)
     found, last = np.zeros(len(gram)), inverse
     for share in ROUNDS:
         remaining = gram - np.diag(found)

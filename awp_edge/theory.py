@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from .constraints import Mask
 from .problem import Array
 
 #: The sharp constant of hard thresholding (T08 a).
@@ -247,7 +248,7 @@ def swap_gains(gram: Array, row: Array, support: Array) -> Array:
     return swap_parts(gram, row, support)[1]
 
 
-def swap_parts(gram: Array, row: Array, support: Array) -> tuple[Array, Array]:
+def swap_parts(gram: Array, row: Array, support: Mask) -> tuple[Array, Array]:
     """Return insertion and swap gains of a support with positive definite C_SS; O(k^3 + k^2 (d - k)) (T11)."""
     inverse, fitted = _refitted(gram, row, support)
     inside, outside = np.flatnonzero(support), np.flatnonzero(~support)
@@ -272,7 +273,7 @@ def _share(numerator: Array, denominator: Array, gram: Array) -> Array:
     return np.where(real, numerator / np.where(real, 2 * denominator, 1), 0.0)
 
 
-def plain_swap_change(gram: Array, row: Array, support: Array) -> Array:
+def plain_swap_change(gram: Array, row: Array, support: Mask) -> Array:
     """Return the change of 2 f for every (u in S, p outside) without refit, theta = w on S: (|S|, d - |S|) (T11 d)."""
     inside, outside = np.flatnonzero(support), np.flatnonzero(~support)
     pull, diagonal = gram @ np.where(support, 0, row), gram.diagonal()

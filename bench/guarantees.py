@@ -19,11 +19,17 @@ from awp_edge.calibrate.saved import SavedStatistics
 from awp_edge.certificate import certify_layer, gram_facts
 from awp_edge.models import ModelFolder
 
-LAYERS = ("model.layers.15.self_attn.q_proj", "model.layers.15.mlp.gate_proj", "model.layers.15.mlp.down_proj")
+LAYERS = (
+    "model.layers.15.self_attn.q_proj",
+    "model.layers.15.mlp.gate_proj",
+    "model.layers.15.mlp.down_proj",
+)
 PLOT = Path(__file__).resolve().parents[1] / "docs" / "guarantees.svg"
 STEPS, ROWS = 200, 32
 PRUNING = tuple((name, CompressSpec(method=name, sparsity=0.5)) for name in ("awp", "awp-plus"))
-ROUNDING = tuple((name, CompressSpec(method=name, bits=4, group_size=64)) for name in ("rtn", "gptq", "awp-plus"))
+ROUNDING = tuple(
+    (name, CompressSpec(method=name, bits=4, group_size=64)) for name in ("rtn", "gptq", "awp-plus")
+)
 
 
 def measure(problem: Problem) -> dict[str, Any]:
@@ -72,10 +78,14 @@ def curves(problem: Problem) -> dict[str, Any]:
         for _ in range(STEPS):
             path.append(constraint.project(path[-1] - step * part.gradient(path[-1])))
         found[name] = path
-    moves = [float(np.sum((b - a) ** 2)) for a, b in zip(found["covered"], found["covered"][1:], strict=False)]
+    moves = [
+        float(np.sum((b - a) ** 2)) for a, b in zip(found["covered"], found["covered"][1:], strict=False)
+    ]
     f0, step = part.objective(start), 0.99 / lipschitz
     return {
-        "objectives": {name: [part.objective(theta) / zero for theta in path] for name, path in found.items()},
+        "objectives": {
+            name: [part.objective(theta) / zero for theta in path] for name, path in found.items()
+        },
         "smallest_move": np.minimum.accumulate(moves).tolist(),
         "promised_move": [
             theory.smallest_move(f0, step=step, lipschitz=lipschitz, n_steps=t) for t in range(1, STEPS + 1)
@@ -97,7 +107,9 @@ def settled(part: Problem, theta: np.ndarray, *, zero: float, lipschitz: float) 
     for _ in range(STEPS + 1):
         excess.append((part.objective(current) - limit) / zero)
         current = np.where(mask, current - part.gradient(current) / lipschitz, 0)
-    promised = [theory.excess_after(distance, step=1 / lipschitz, n_steps=t) / zero for t in range(1, STEPS + 1)]
+    promised = [
+        theory.excess_after(distance, step=1 / lipschitz, n_steps=t) / zero for t in range(1, STEPS + 1)
+    ]
     return {"refit": limit / zero, "excess": excess, "promised_excess": promised}
 
 
@@ -110,7 +122,10 @@ def plot(found: dict[str, Any], bound: float) -> None:
     from matplotlib import pyplot
 
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    for name, label in (("paper", f"step 2/||C||, {found['paper_step']:.2f}/L"), ("covered", "step 0.99/L (T02)")):
+    for name, label in (
+        ("paper", f"step 2/||C||, {found['paper_step']:.2f}/L"),
+        ("covered", "step 0.99/L (T02)"),
+    ):
         left.semilogy(found["objectives"][name], label=label)
     left.axhline(found["refit"], color="tab:green", ls="--", label="refit on the last support (T11)")
     left.axhline(bound, color="tab:red", ls=":", label="no weight is below this (T13)")
@@ -135,7 +150,9 @@ def main() -> None:
     parser.add_argument("statistics", type=Path)
     options = parser.parse_args()
     source = SavedStatistics(ModelFolder(options.model), options.statistics)
-    inputs = {info.name: (block, info.input) for block in range(source.n_blocks) for info in source.linears(block)}
+    inputs = {
+        info.name: (block, info.input) for block in range(source.n_blocks) for info in source.linears(block)
+    }
     results: dict[str, Any] = {"calibration": dict(source.calibration), "layers": {}}
     for name in LAYERS:
         block, key = inputs[name]

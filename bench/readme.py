@@ -174,6 +174,7 @@ def mutations(result: Result) -> str:
     ]
     return f"{_table(('fault', 'in', 'first test that fails'), rows)}\n\n{_where(result)}.\n"
 
+
 def sparse(result: Result) -> str:
     """Return the sparse operator against the best dense one of the same shape."""
     measured = result["results"]

@@ -130,7 +130,9 @@ def build(source: Path, work: Path) -> list[Path]:
     for command in (configure, ["cmake", "--build", work, "--target", "_core_base"]):
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+            raise RuntimeError(
+                f"{' '.join(map(str, command))} failed:\n{(done.stdout + done.stderr)[-2000:]}"
+            )
     return sorted(work.rglob("_core_base*.so"))
 
 
@@ -164,8 +166,24 @@ def install(mutation: Mutation | None, work: Path) -> Path:
 
 def fails(site: Path, tests: str) -> tuple[bool, str]:
     """Run the tests on that package; return whether they fail, and the first failure."""
-    environment = {**os.environ, "PYTHONPATH": str(site), "AWP_REQUIRE_NATIVE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *tests.split()]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(site),
+        "AWP_REQUIRE_NATIVE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "--tb=no",
+        "-p",
+        "no:cacheprovider",
+        *tests.split(),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     if done.returncode not in (0, 1):
@@ -185,9 +203,16 @@ def main() -> int:
         for mutation in chosen:
             started = time.perf_counter()
             caught, by = fails(install(mutation, Path(folder)), mutation.tests)
-            row = {**asdict(mutation), "caught": caught, "by": by, "seconds": round(time.perf_counter() - started, 1)}
+            row = {
+                **asdict(mutation),
+                "caught": caught,
+                "by": by,
+                "seconds": round(time.perf_counter() - started, 1),
+            }
             rows.append(row)
-            sys.stdout.write(f"{'caught' if caught else 'MISSED':7} {mutation.what} ({mutation.file}): {by}\n")
+            sys.stdout.write(
+                f"{'caught' if caught else 'MISSED':7} {mutation.what} ({mutation.file}): {by}\n"
+            )
             sys.stdout.flush()
     missed = sum(not row["caught"] for row in rows)
     sys.stdout.write(f"{len(rows) - missed} of {len(rows)} caught\n")

@@ -86,9 +86,14 @@ def certificate(**changes):
 
 
 def test_the_page_says_what_is_guaranteed():
-    certified = [{**LAYERS[0], "certificate": certificate()}, {**LAYERS[1], "certificate": certificate(at_most=None)}]
+    certified = [
+        {**LAYERS[0], "certificate": certificate()},
+        {**LAYERS[1], "certificate": certificate(at_most=None)},
+    ]
     text = render("x", manifest(*certified), timings={})
     for expected in ("What is guaranteed", "1 of 2", "0 of 2", "2 to 2, median 2", "at most, times the best"):
         assert expected in text
-    assert text.index("up_proj", text.index("What is guaranteed")) < text.rindex("q_proj")  # no bound comes first
+    assert text.index("up_proj", text.index("What is guaranteed")) < text.rindex(
+        "q_proj"
+    )  # no bound comes first
     assert "What is guaranteed" not in render("x", manifest(*LAYERS), timings={})

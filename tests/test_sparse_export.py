@@ -81,7 +81,9 @@ def test_the_folder_carries_its_operator(edge: ExportSummary) -> None:
     assert model.config["model"]["decoder"]["session_options"]["custom_ops_library"] == library.LIBRARY
 
 
-def test_generation_follows_the_logits(edge: ExportSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_follows_the_logits(
+    edge: ExportSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """onnxruntime-genai finds the library beside the model, wherever the process stands."""
     monkeypatch.chdir(tmp_path)
     model = EdgeModel(edge.folder, threads=2)
@@ -181,10 +183,14 @@ def test_a_damaged_mask_is_an_error_status(edge: ExportSummary, tmp_path: Path) 
         model.generate("the river")
 
 
-def test_what_cannot_be_sparse_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
+def test_what_cannot_be_sparse_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path
+) -> None:
     model = tiny_models.build("llama", tmp_path / "model")
     dense = compress(model, tmp_path / "rtn", CompressSpec(method="rtn", bits=4, group_size=32))
-    with pytest.raises(AwpError, match=r"is not both pruned and quantized; compress with --pattern 32/64 --bits 4"):
+    with pytest.raises(
+        AwpError, match=r"is not both pruned and quantized; compress with --pattern 32/64 --bits 4"
+    ):
         export_model(dense, tmp_path / "edge", ExportOptions(weights="sparse"))
     with pytest.raises(AwpError, match="the model has no compressed layers"):
         export_model(model, tmp_path / "edge", ExportOptions(weights="sparse"))

@@ -43,7 +43,9 @@ class ExportChoice(Options):
     ] = None
     operator_library: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Put this operator library, for another processor, into the folder."),
+        typer.Option(
+            metavar="FILE", help="Put this operator library, for another processor, into the folder."
+        ),
     ] = None
 
 
