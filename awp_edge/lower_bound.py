@@ -155,7 +155,8 @@ def separate(gram: Matrix) -> Separated | None:
     found, last = np.zeros(len(gram)), inverse
     for share in ROUNDS:
         remaining = gram - np.diag(found)
-        last = np.linalg.inv(remaining) if found.any() else last
+        if found.any():
+            last = np.asarray(np.linalg.inv(remaining), dtype=np.float64)
         free = 1 / np.maximum(last.diagonal(), _TINY)
         root = np.sqrt(free)
         step = 0.999 / largest_eigenvalue(root[:, None] * last * root)

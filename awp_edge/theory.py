@@ -232,18 +232,18 @@ def expected_rounding_error(weights: Array, steps: Array) -> float:
     return float(np.sum(weights * steps * steps)) / 24
 
 
-def deletion_costs(gram: Array, row: Array, support: Array) -> Array:
+def deletion_costs(gram: Array, row: Array, support: Mask) -> Array:
     """Return t_u^2 / (2 P_uu) of every u in S, in the order of S (T11 a)."""
     inverse, fitted = _refitted(gram, row, support)
     return fitted**2 / (2 * inverse.diagonal())
 
 
-def insertion_gains(gram: Array, row: Array, support: Array) -> Array:
+def insertion_gains(gram: Array, row: Array, support: Mask) -> Array:
     """Return g_p^2 / (2 s_p) of every p outside S, in order; 0 where s_p = 0 (T11 b)."""
     return swap_parts(gram, row, support)[0]
 
 
-def swap_gains(gram: Array, row: Array, support: Array) -> Array:
+def swap_gains(gram: Array, row: Array, support: Mask) -> Array:
     """Return gain(u, p), (|S|, d - |S|): how much f falls when p takes u's place, both refitted (T11 c)."""
     return swap_parts(gram, row, support)[1]
 
@@ -261,7 +261,7 @@ def swap_parts(gram: Array, row: Array, support: Mask) -> tuple[Array, Array]:
     return _share(pull**2, rest, gram), gains
 
 
-def _refitted(gram: Array, row: Array, support: Array) -> tuple[Array, Array]:
+def _refitted(gram: Array, row: Array, support: Mask) -> tuple[Array, Array]:
     inside = np.flatnonzero(support)
     inverse = np.linalg.inv(gram[np.ix_(inside, inside)])
     return inverse, inverse @ (gram @ row)[inside]
