@@ -233,3 +233,24 @@ def test_gram_accumulator_adds_in_any_cuts():
     rounded = GramAccumulator("x", 300, products="bfloat16")
     rounded.add(x)
     assert np.abs(rounded.result().matrix - expected).max() < 2e-2 * np.abs(expected).max()
+
+
+def test_tokens_weighed_by_their_norm_count_alike():
+    x = torch.randn(500, 20, generator=torch.Generator().manual_seed(2))
+    x[3] *= 1e3
+    x[7] = 0
+    units = torch.nn.functional.normalize(x.double())
+    weight = float((1 / x.double().square().sum(dim=1)[x.abs().sum(dim=1) > 0]).sum())
+    expected = (units.T @ units / weight).numpy()
+    for cuts in ((500,), (4, 496)):
+        accumulator = GramAccumulator("x", 20, token_weights="norm")
+        for part in torch.split(x, list(cuts)):
+            accumulator.add(part)
+        found = accumulator.result()
+        assert_grams(found.matrix, expected)
+        assert found.n_tokens == 500
+    plain = GramAccumulator("x", 20)
+    plain.add(x)
+    assert plain.result().matrix.trace() > 100 * found.matrix.trace()  # the one token decides there
+    with pytest.raises(ValueError, match="token weights"):
+        GramAccumulator("x", 20, token_weights="square")

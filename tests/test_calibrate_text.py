@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,26 @@ def test_requests_are_sized_by_the_model_and_tokens_are_kept(folders, tmp_path):
     (tmp_path / "text.txt").write_text("another text")
     kept = np.load(tmp_path / "state/tokens.npy")
     assert kept.shape == (4096 // 32, 32) and first.n_tokens == kept.size
+
+
+def test_token_weights_are_part_of_saved_statistics(folders, tmp_path):
+    uniform, norm = (
+        request(tmp_path, statistics=tmp_path / "stats", token_weights=w) for w in ("uniform", "norm")
+    )
+    first = drive(opened(folders["llama"], uniform, tmp_path / "one"))
+    with pytest.raises(AwpError, match="token_weights uniform, not norm"):
+        opened(folders["llama"], norm, tmp_path / "two")
+    manifest = tmp_path / "stats/manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace('"token_weights"', '"other"')
+    )  # a set from before the choice
+    with pytest.raises(AwpError, match="token_weights uniform, not norm"):
+        opened(folders["llama"], norm, tmp_path / "two")
+    opened(folders["llama"], uniform, tmp_path / "two")
+    other = drive(opened(folders["llama"], replace(norm, statistics=None), tmp_path / "three"))
+    assert all(np.isfinite(other[name]).all() and not np.allclose(other[name], first[name]) for name in first)
+    with pytest.raises(UsageError, match="--token-weights"):
+        opened(folders["llama"], replace(norm, statistics=None, token_weights="square"), tmp_path / "four")
 
 
 def test_saved_statistics_need_no_torch(folders, tmp_path):

@@ -172,7 +172,7 @@ def test_the_demo_on_a_model_that_takes_seconds(tmp_path):
     before = tree(model)
     arguments = ("demo", tmp_path / "demo", "--seq-len", 64, "--windows", 2, "--json")
     first = succeeded(*arguments, env={"AWP_CACHE": str(tmp_path / "cache")}).json
-    assert list(first["rows"]) == ["dense fp32", "INT4", "50% zeros + INT4"]
+    assert list(first["rows"]) == ["dense fp32", "INT4", "32 of 64 + INT4"]
     assert tree(model) == before
     dense, *small = first["rows"].values()
     assert dense["kl"] is None and dense["bits_per_weight"] == 32

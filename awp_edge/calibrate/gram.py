@@ -8,6 +8,7 @@ import torch
 from .. import native
 from ..artifacts import Gram
 from ..errors import AwpError
+from .request import TOKEN_WEIGHTS
 
 PRODUCTS = ("float32", "bfloat16")
 _FLUSH_TOKENS = 8192
@@ -21,17 +22,30 @@ class GramAccumulator:
         name: of the linear whose input this is, for messages.
         d_in: the input's width.
         products: "bfloat16" rounds x to bfloat16 first (sums stay float32) where the native core can; "float32".
+        token_weights: "norm" gives every token the weight 1 / ||x||^2, so that a few tokens with massive activations do
+            not decide what C is; "uniform".
         threads: of the native core; None takes all.
 
     Memory: 8 d_in^2 bytes, and 4 d_in^2 more without the native core. Cost: n d_in^2 multiply-adds.
     """
 
     def __init__(
-        self, name: str, d_in: int, *, products: str = "float32", threads: int | None = None
+        self,
+        name: str,
+        d_in: int,
+        *,
+        products: str = "float32",
+        token_weights: str = "uniform",
+        threads: int | None = None,
     ) -> None:
         if products not in PRODUCTS:
             raise ValueError(f"products must be one of {', '.join(PRODUCTS)}, got {products!r}")
+        if token_weights not in TOKEN_WEIGHTS:
+            raise ValueError(
+                f"token weights must be one of {', '.join(TOKEN_WEIGHTS)}, got {token_weights!r}"
+            )
         self._name, self._products, self._threads = name, products, threads
+        self._by_norm, self._weight = token_weights == "norm", 0.0
         self._total = np.zeros((d_in, d_in))
         self._partial: torch.Tensor | None = None if native.available() else torch.zeros((d_in, d_in))
         self._pending = 0
@@ -41,6 +55,7 @@ class GramAccumulator:
         """Add the tokens of x (..., d_in), float32."""
         rows = x.detach().reshape(-1, x.shape[-1])
         self.n_tokens += rows.shape[0]
+        rows = self._weighted(rows)
         if self._partial is None:
             native.gram(rows.numpy(), self._total, products=self._products, threads=self._threads)
             return
@@ -50,13 +65,23 @@ class GramAccumulator:
     def result(self) -> Gram:
         """Return the mean over tokens. Raises: AwpError where an input was NaN or infinite."""
         self._flush()
-        upper = np.triu(self._total / max(self.n_tokens, 1)).astype(np.float32)
+        upper = np.triu(self._total / (self._weight or 1.0)).astype(np.float32)
         matrix = upper + np.triu(upper, 1).T
         if not np.isfinite(matrix).all():
             raise AwpError(
                 f"{self._name}: its input has NaN or infinite entries (or squares beyond float32); check the weights"
             )
         return Gram(matrix, self.n_tokens)
+
+    def _weighted(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return sqrt(w) x for every token and add the weights up; a token of zeros weighs nothing."""
+        if not self._by_norm:
+            self._weight += rows.shape[0]
+            return rows
+        squares = rows.square().sum(dim=1, dtype=torch.float64)
+        weights = torch.where(squares > 0, 1 / squares, 0.0)
+        self._weight += float(weights.sum())
+        return rows * weights.sqrt().to(rows.dtype)[:, None]
 
     def _add_chunk(self, rows: torch.Tensor, partial: torch.Tensor) -> None:
         if self._pending + rows.shape[0] > _FLUSH_TOKENS:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SELF = "self"
 TOKENS_FILE = "tokens.npy"
+TOKEN_WEIGHTS = ("uniform", "norm")
 _DEFAULT_SIZE = {SELF: (16, 1024)}
 _TEXT_SIZE = (64, 2048)
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -39,6 +40,7 @@ class CalibrationRequest:
         seed: draws the windows, or the text of self; None takes the first windows, for self seed 0.
         order: "sequential" or "one-shot".
         products: of the Gram matrices, "float32" or "bfloat16".
+        token_weights: of the Gram matrices: "uniform", or "norm" for 1 / ||x||^2.
         skip: shell patterns of linears to leave alone.
         threads: None leaves torch's setting.
         statistics: a folder to save one-shot statistics in, or to take them from.
@@ -53,6 +55,7 @@ class CalibrationRequest:
     skip: tuple[str, ...] = ()
     threads: int | None = None
     statistics: Path | None = None
+    token_weights: str = "uniform"
 
     def sized(self, folder: ModelFolder) -> CalibrationRequest:
         """Fill in samples and seq_len. Raises: UsageError where seq_len exceeds what the model can take."""
@@ -82,6 +85,8 @@ def open_statistics(
     asked = request.sized(folder)
     if asked.order not in ("sequential", "one-shot"):
         raise UsageError(f"the order of calibration is sequential or one-shot, not {asked.order!r}")
+    if asked.token_weights not in TOKEN_WEIGHTS:
+        raise UsageError(f"--token-weights is {' or '.join(TOKEN_WEIGHTS)}, not {asked.token_weights!r}")
     if asked.statistics is None:
         return _stream(folder, asked, state, say=say)
     if asked.order != "one-shot":
@@ -101,17 +106,20 @@ def _stream(folder: ModelFolder, asked: CalibrationRequest, state: Path, *, say:
         **_identity(asked), "windows": len(tokens), "order": asked.order, "products": asked.products,
         "tokens_sha256": hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").data).hexdigest(),
     }  # fmt: skip
-    options = StreamOptions(asked.order == "one-shot", asked.products, asked.skip, asked.threads)
+    options = StreamOptions(
+        asked.order == "one-shot", asked.products, asked.skip, asked.threads, asked.token_weights
+    )
     return BlockStream(folder, tokens, state, options=options, calibration=calibration)
 
 
 def _identity(asked: CalibrationRequest) -> dict[str, Any]:
-    """Return what decides the tokens; a file is known by its name and contents, not by its place."""
+    """Return what decides the tokens and their weights; a file is known by its name and contents, not its place."""
     path = Path(asked.source)
     is_file = path.suffix in (".txt", ".jsonl")
     return {
         "source": path.name if is_file else asked.source, "samples": asked.samples, "seq_len": asked.seq_len,
         "seed": asked.seed, "text_sha256": file_sha256(path) if is_file else None,
+        "token_weights": asked.token_weights,
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,8 @@ from .names import skipped_names
 SCHEMA_VERSION = 1
 KIND = "awp-edge statistics"
 MANIFEST_FILE = "manifest.json"
+#: What a key stands for in a set that was saved before there was a choice.
+_ABSENT: Mapping[str, str] = MappingProxyType({"token_weights": "uniform"})
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -66,7 +69,9 @@ class SavedStatistics:
         self.calibration: Mapping[str, Any] = self._manifest["calibration"]
         for key, value in (asked or {}).items():
             if value is not None:
-                _require_equal(self._directory, key, saved=self.calibration.get(key), asked=value)
+                _require_equal(
+                    self._directory, key, saved=self.calibration.get(key, _ABSENT.get(key)), asked=value
+                )
         blocks = [[_info(entry) for entry in block] for block in self._manifest["linears"]]
         skipped = skipped_names([info.name for block in blocks for info in block], skip)
         self._blocks = [tuple(info for info in block if info.name not in skipped) for block in blocks]

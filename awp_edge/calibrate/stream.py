@@ -35,6 +35,7 @@ class StreamOptions:
         one_shot: statistics of the dense model; otherwise of the blocks compressed so far.
         products: of the Gram matrices, "float32" or "bfloat16".
         skip: shell patterns of linears to leave alone.
+        token_weights: of the Gram matrices, "uniform" or "norm".
         threads: of torch and of the native core; None leaves torch's setting and takes all cores.
     """
 
@@ -42,6 +43,7 @@ class StreamOptions:
     products: str = "float32"
     skip: tuple[str, ...] = ()
     threads: int | None = None
+    token_weights: str = "uniform"
 
 
 class BlockStream:
@@ -97,7 +99,13 @@ class BlockStream:
         widths = {info.input: info.shape[1] for info in self._infos[block]}
         options = self._options
         grams = {
-            name: GramAccumulator(name, width, products=options.products, threads=options.threads)
+            name: GramAccumulator(
+                name,
+                width,
+                products=options.products,
+                token_weights=options.token_weights,
+                threads=options.threads,
+            )
             for name, width in widths.items()
         }
         paths = self._skeleton.linears[block]

@@ -93,6 +93,13 @@ class SpecChoice(Options):
             "--one-shot/--sequential", help="Statistics of the dense, or (default) the compressed, model."
         ),
     ] = None
+    token_weights: Annotated[
+        str,
+        typer.Option(
+            metavar="uniform|norm",
+            help="Weigh tokens alike, or by 1/||x||^2: better below 4 bits, where a few huge tokens decide.",
+        ),
+    ] = "uniform"
     statistics: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save one-shot statistics here, and reuse them.")
     ] = None
@@ -141,7 +148,9 @@ class SpecChoice(Options):
             spec,
             auto_group_size=self.group_size == "auto",
             skip=tuple(self.skip or ()),
-            calibration={key: getattr(asked, key) for key in ("samples", "seq_len", "seed", "order")}
+            calibration={
+                key: getattr(asked, key) for key in ("samples", "seq_len", "seed", "order", "token_weights")
+            }
             | {"source": Path(asked.source).name},
             backend=self.backend,
             threads=self.threads,
@@ -162,6 +171,7 @@ class SpecChoice(Options):
             skip=tuple(self.skip or ()),
             threads=self.threads,
             statistics=self.statistics,
+            token_weights=self.token_weights,
         )
 
 

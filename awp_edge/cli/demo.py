@@ -32,7 +32,7 @@ ROWS: Mapping[str, Mapping[str, Any] | None] = MappingProxyType(
     {
         "dense fp32": None,
         "INT4": MappingProxyType({"bits": 4}),
-        "50% zeros + INT4": MappingProxyType({"bits": 4, "sparsity": 0.5}),
+        "32 of 64 + INT4": MappingProxyType({"bits": 4, "pattern": "32/64", "effort": "fast"}),
     }
 )
 
