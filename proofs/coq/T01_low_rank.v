@@ -75,7 +75,8 @@ Qed.
 
 (* Weights p_i in [0, 1] with sum at most r gather at most the r first of a descending sequence. *)
 Lemma descending_sum (R : realFieldType) p r (a q : 'I_p -> R) :
-  (forall i, 0 <= a i) -> (forall i j : 'I_p, (i <= j)%N -> a j <= a i) -> (forall i, 0 <= q i <= 1) -> \sum_i q i <= r%:R ->
+  (forall i, 0 <= a i) -> (forall i j : 'I_p, (i <= j)%N -> a j <= a i) -> (forall i, 0 <= q i <= 1) ->
+  \sum_i q i <= r%:R ->
   \sum_i a i * q i <= \sum_(i < p | (i < r)%N) a i.
 Proof.
 move=> a0 desc q01 qr; have [pr | rp] := leqP p r.
@@ -94,7 +95,8 @@ Qed.
 
 (* Equality, with a gap after the r first: all the weight is on these. *)
 Lemma descending_sum_tight (R : realFieldType) p r (a q : 'I_p -> R) : (r < p)%N ->
-  (forall i, 0 <= a i) -> (forall i j : 'I_p, (i <= j)%N -> a j <= a i) -> (forall i j : 'I_p, (i < r <= j)%N -> a j < a i) ->
+  (forall i, 0 <= a i) -> (forall i j : 'I_p, (i <= j)%N -> a j <= a i) ->
+  (forall i j : 'I_p, (i < r <= j)%N -> a j < a i) ->
   (forall i, 0 <= q i <= 1) -> \sum_i q i <= r%:R -> \sum_i a i * q i = \sum_(i < p | (i < r)%N) a i ->
   forall i, q i = if (i < r)%N then 1 else 0.
 Proof.
@@ -164,7 +166,8 @@ apply: leq_trans (mxrankM_maxl _ _) _.
 have [pr | rp] := leqP p r; first by apply: leq_trans (rank_leq_col _) pr.
 apply: leq_trans (mxrankM_maxr _ _) _.
 have -> : diagonal (cut d) = diagonal d *m pid_mx r.
-  by apply/matrixP => i j; rewrite mul_diag_mx !mxE -val_eqE /cut /=; case: (_ == _); case: (_ < _)%N; rewrite ?mulr1 ?mulr0.
+  by apply/matrixP => i j; rewrite mul_diag_mx !mxE -val_eqE /cut /=; case: (_ == _); case: (_ < _)%N;
+    rewrite ?mulr1 ?mulr0.
 by apply: leq_trans (mxrankM_maxr _ _) _; rewrite rank_pid_mx // ltnW.
 Qed.
 
@@ -177,7 +180,7 @@ rewrite sqnorm_diagonal [RHS]big_mkcond; apply: eq_bigr => i _; rewrite sqnorm_c
 by case: ifP; rewrite ?expr0n.
 Qed.
 
-(* Any B of rank at most r, through the projector P onto its columns: q_i = ||P u_i||^2 says how much of u_i it catches. *)
+(* Any B of rank at most r, through the projector P onto its columns: it catches q_i = ||P u_i||^2 of u_i. *)
 Section Competitor.
 Variable B : 'M[R]_(m, n).
 Hypothesis rankB : (\rank B <= r)%N.

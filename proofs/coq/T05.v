@@ -63,8 +63,8 @@ Proof. by move=> eq; have := run t; rewrite eq. Qed.
 
 End FiniteTermination.
 
-(* (b) On a grid the distance is at least the smallest gap between two values of a position. Where S also prunes, 0 is one of
-   the values of every position. *)
+(* (b) On a grid the distance is at least the smallest gap between two values of a position. Where S also prunes,
+   0 is one of the values of every position. *)
 Section Grid.
 Variables (R : realFieldType) (m n : nat) (S : 'M[R]_(m, n) -> Prop) (V : 'I_m -> 'I_n -> seq R) (gap : R).
 Hypotheses (on_grid : forall T, S T -> forall i j, T i j \in V i j).
@@ -82,7 +82,7 @@ Qed.
 
 End Grid.
 
-(* (c) Any rule that moves between points of a finite S only where f falls: fewer moves than S has points, whatever C. *)
+(* (c) Any rule that moves within a finite S only where f falls: fewer moves than S has points, whatever C. *)
 Section AnyDescent.
 Variables (R : realFieldType) (T : eqType) (f : T -> R) (S : seq T) (x : nat -> T).
 Hypotheses (inS : forall t, x t \in S) (falls : forall t, x t.+1 != x t -> f (x t.+1) < f (x t)).
