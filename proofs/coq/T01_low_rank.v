@@ -75,7 +75,8 @@ Qed.
 
 (* Weights p_i in [0, 1] with sum at most r gather at most the r first of a descending sequence. *)
 Lemma descending_sum (R : realFieldType) p r (a q : 'I_p -> R) :
-  (forall i, 0 <= a i) -> (forall i j : 'I_p, (i <= j)%N -> a j <= a i) -> (forall i, 0 <= q i <= 1) -> \sum_i q i <= r%:R ->
+  (forall i, 0 <= a i) -> (forall i j : 'I_p, (i <= j)%N -> a j <= a i) -> (forall i, 0 <= q i <= 1) ->
+  \sum_i q i <= r%:R ->
   \sum_i a i * q i <= \sum_(i < p | (i < r)%N) a i.
 Proof.
 move=> a0 desc q01 qr; have [pr | rp] := leqP p r.
@@ -90,6 +91,43 @@ apply: (@le_trans _ _ (\sum_i ((if first i then a i else 0) + t * (q i - (if fir
   by rewrite add0r subr0 ler_wpmul2r // desc.
 rewrite big_split /= -big_mkcond -mulr_sumr sumrB -big_mkcond /= -(big_ord_widen p (fun _ => 1) (ltnW rp)).
 by rewrite sumr_const card_ord ger_addl mulr_ge0_le0 ?subr_le0 // a0.
+Qed.
+
+(* Equality, with a gap after the r first: all the weight is on these. *)
+Lemma descending_sum_tight (R : realFieldType) p r (a q : 'I_p -> R) : (r < p)%N ->
+  (forall i, 0 <= a i) -> (forall i j : 'I_p, (i <= j)%N -> a j <= a i) ->
+  (forall i j : 'I_p, (i < r <= j)%N -> a j < a i) ->
+  (forall i, 0 <= q i <= 1) -> \sum_i q i <= r%:R -> \sum_i a i * q i = \sum_(i < p | (i < r)%N) a i ->
+  forall i, q i = if (i < r)%N then 1 else 0.
+Proof.
+move=> rp a0 desc gap q01 qr eq; pose t := a (Ordinal rp); pose first (i : 'I_p) : R := if (i < r)%N then 1 else 0.
+have slack i : 0 <= a i * first i + t * (q i - first i) - a i * q i.
+  have /andP[q0 q1] := q01 i; rewrite /first; case: ltnP => [lt | ge].
+    have -> : a i * 1 + t * (q i - 1) - a i * q i = (a i - t) * (1 - q i) by ring.
+    by rewrite mulr_ge0 ?subr_ge0 // desc // ltnW.
+  by rewrite mulr0 add0r subr0 -mulrBl mulr_ge0 // subr_ge0 desc.
+have firsts : \sum_i first i = r%:R.
+  by rewrite /first -big_mkcond /= -(big_ord_widen p (fun _ => 1) (ltnW rp)) sumr_const card_ord.
+have total : \sum_i (a i * first i + t * (q i - first i) - a i * q i) = t * (\sum_i q i - r%:R).
+  rewrite sumrB big_split /= -mulr_sumr sumrB firsts eq addrAC.
+  have -> : \sum_i a i * first i = \sum_(i < p | (i < r)%N) a i.
+    by rewrite [RHS]big_mkcond; apply: eq_bigr => i _; rewrite /first; case: ifP; rewrite ?mulr1 ?mulr0.
+  by rewrite subrr add0r.
+have zero i : a i * first i + t * (q i - first i) - a i * q i = 0.
+  apply/eqP; rewrite eq_le slack andbT; apply: (@le_trans _ _ (t * (\sum_i q i - r%:R))).
+    by rewrite -total (bigD1 i) //= ler_addl sumr_ge0.
+  by rewrite mulr_ge0_le0 ?a0 // subr_le0.
+have ones (i : 'I_p) : (i < r)%N -> q i = 1.
+  move=> lt; have := zero i; rewrite /first lt.
+  have -> : a i * 1 + t * (q i - 1) - a i * q i = (a i - t) * (1 - q i) by ring.
+  move/eqP; rewrite mulf_eq0 !subr_eq0 => /orP[/eqP ai | /eqP //].
+  by have := gap i (Ordinal rp); rewrite lt leqnn -/t ai ltxx => /(_ isT).
+have rest : \sum_(i < p | ~~ (i < r)%N) q i <= 0.
+  have split := qr; rewrite (bigID (fun i : 'I_p => i < r)%N) /= in split.
+  rewrite -(ler_add2l (\sum_(i < p | (i < r)%N) q i)) addr0; apply: le_trans split _.
+  by rewrite -firsts /first -big_mkcond le_eqVlt; apply/orP; left; apply/eqP/eq_bigr => i lt; rewrite ones.
+move=> i; case: ifP => [/ones // | /negbT out]; apply/eqP; rewrite eq_le; have /andP[-> _] := q01 i; rewrite andbT.
+apply: le_trans rest; rewrite (bigD1 i) //= ler_addl sumr_ge0 // => j _; by case/andP: (q01 j).
 Qed.
 
 (* Multiplying by orthonormal columns keeps the norm. *)
@@ -128,7 +166,8 @@ apply: leq_trans (mxrankM_maxl _ _) _.
 have [pr | rp] := leqP p r; first by apply: leq_trans (rank_leq_col _) pr.
 apply: leq_trans (mxrankM_maxr _ _) _.
 have -> : diagonal (cut d) = diagonal d *m pid_mx r.
-  by apply/matrixP => i j; rewrite mul_diag_mx !mxE -val_eqE /cut /=; case: (_ == _); case: (_ < _)%N; rewrite ?mulr1 ?mulr0.
+  by apply/matrixP => i j; rewrite mul_diag_mx !mxE -val_eqE /cut /=; case: (_ == _); case: (_ < _)%N;
+    rewrite ?mulr1 ?mulr0.
 by apply: leq_trans (mxrankM_maxr _ _) _; rewrite rank_pid_mx // ltnW.
 Qed.
 
@@ -141,37 +180,109 @@ rewrite sqnorm_diagonal [RHS]big_mkcond; apply: eq_bigr => i _; rewrite sqnorm_c
 by case: ifP; rewrite ?expr0n.
 Qed.
 
-Theorem eckart_young : nearest (fun B : 'M_(m, n) => \rank B <= r)%N Z truncated.
+(* Any B of rank at most r, through the projector P onto its columns: it catches q_i = ||P u_i||^2 of u_i. *)
+Section Competitor.
+Variable B : 'M[R]_(m, n).
+Hypothesis rankB : (\rank B <= r)%N.
+Let P := column_projector B.
+Let symP : P^T = P := projector_sym _.
+Let idemP : P *m P = P := projector_idem (col_base_full B).
+Let q i := sqnorm (P *m col i U).
+Let head := \sum_(i < p | (i < r)%N) sigma i ^+ 2.
+Let tail := \sum_(i < p | (r <= i)%N) sigma i ^+ 2.
+
+Lemma q_bounds i : 0 <= q i <= 1.
+Proof. by rewrite sqnorm_ge0 -(sqnorm_col_U i); apply: projector_le. Qed.
+
+Lemma q_sum : \sum_i q i <= r%:R.
 Proof.
-split=> [|B rankB]; first exact: cut_rank.
-pose P := column_projector B.
-have symP : P^T = P := projector_sym _.
-have idemP : P *m P = P := projector_idem (col_base_full B).
+have -> : \sum_i q i = sqnorm (U^T *m P).
+  by rewrite sqnorm_rows; apply: eq_bigr => i _; rewrite /q -sqnorm_tr trmx_mul symP tr_col row_mul.
+apply: (@le_trans _ _ (sqnorm P)); last first.
+  by rewrite (sqnorm_projector symP idemP) (projector_trace (col_base_full B)) ler_nat.
+(* U U^T is a projector too *)
+rewrite -sqnorm_tr -(sqnorm_isometry _ orthU) -sqnorm_tr trmx_mul !trmxK mulmxA; apply: projector_le.
+  by rewrite trmx_mul trmxK.
+by rewrite mulmxA -(mulmxA U) orthU mulmx1.
+Qed.
+
+Lemma competitor_distance :
+  sqnorm (Z - B) = head - \sum_i sigma i ^+ 2 * q i + tail + sqnorm (P *m Z - B).
+Proof.
 have whole : sqnorm (Z - B) = sqnorm (Z - P *m Z) + sqnorm (P *m Z - B).
   exact: projector_split (column_projector_fix B).
 have parts : sqnorm Z = sqnorm (Z - P *m Z) + sqnorm (P *m Z) by exact: projector_pythagoras.
-pose q i := sqnorm (P *m col i U).
 have PZ : sqnorm (P *m Z) = \sum_i sigma i ^+ 2 * q i.
   by rewrite /Z !mulmxA (sqnorm_isometry _ orthV) sqnorm_diagonal; apply: eq_bigr => i _; rewrite /q !colE mulmxA.
-have normZ : sqnorm Z = \sum_(i < p | (i < r)%N) sigma i ^+ 2 + \sum_(i < p | (r <= i)%N) sigma i ^+ 2.
+have normZ : sqnorm Z = head + tail.
   rewrite (sqnorm_isometry _ orthV) sqnorm_diagonal (bigID (fun i : 'I_p => i < r)%N) /=.
   congr (_ + _); first by apply: eq_bigr => i _; rewrite sqnorm_col_U mulr1.
   by apply: eq_big => [i | i _]; rewrite ?sqnorm_col_U ?mulr1 // -leqNgt.
-have gathered : \sum_i sigma i ^+ 2 * q i <= \sum_(i < p | (i < r)%N) sigma i ^+ 2.
-  apply: descending_sum => [i|i j ij|i|]; first exact: sqr_ge0.
-  - by rewrite ler_expn2r ?nnegrE // descending.
-  - by rewrite sqnorm_ge0 -(sqnorm_col_U i); apply: projector_le.
-  have -> : \sum_i q i = sqnorm (U^T *m P).
-    by rewrite sqnorm_rows; apply: eq_bigr => i _; rewrite /q -sqnorm_tr trmx_mul symP tr_col row_mul.
-  apply: (@le_trans _ _ (sqnorm P)); last first.
-    by rewrite (sqnorm_projector symP idemP) (projector_trace (col_base_full B)) ler_nat.
-  (* U U^T is a projector too *)
-  rewrite -sqnorm_tr -(sqnorm_isometry _ orthU) -sqnorm_tr trmx_mul !trmxK mulmxA; apply: projector_le.
-    by rewrite trmx_mul trmxK.
-  by rewrite mulmxA -(mulmxA U) orthU mulmx1.
-rewrite whole truncated_distance; apply: (@le_trans _ _ (sqnorm (Z - P *m Z))); last by rewrite ler_addl sqnorm_ge0.
-have -> : sqnorm (Z - P *m Z) = sqnorm Z - sqnorm (P *m Z) by rewrite parts addrK.
-by rewrite normZ PZ addrAC ler_addr subr_ge0.
+have left_over : sqnorm (Z - P *m Z) = sqnorm Z - sqnorm (P *m Z) by rewrite parts addrK.
+by rewrite whole left_over normZ PZ (addrAC head).
 Qed.
+
+Lemma gathered : \sum_i sigma i ^+ 2 * q i <= head.
+Proof.
+apply: descending_sum => [i|i j ij|i|]; [exact: sqr_ge0 | | exact: q_bounds | exact: q_sum].
+by rewrite ler_expn2r ?nnegrE // descending.
+Qed.
+
+Lemma truncated_le : sqnorm (Z - truncated) <= sqnorm (Z - B).
+Proof.
+rewrite truncated_distance competitor_distance -addrA; apply: (@le_trans _ _ (tail + sqnorm (P *m Z - B))).
+  by rewrite ler_addl sqnorm_ge0.
+by rewrite ler_addr subr_ge0 gathered.
+Qed.
+
+(* As near as the truncated decomposition, and a gap after sigma_r: then B is that. *)
+Hypothesis gap : forall i j : 'I_p, (i < r <= j)%N -> sigma j < sigma i.
+Hypothesis as_near : sqnorm (Z - B) <= sqnorm (Z - truncated).
+
+Lemma tight : \sum_i sigma i ^+ 2 * q i = head /\ B = P *m Z.
+Proof.
+move: as_near; rewrite truncated_distance competitor_distance -addrA addrCA ger_addl => le0.
+have g0 : 0 <= head - \sum_i sigma i ^+ 2 * q i by rewrite subr_ge0 gathered.
+move: le0; rewrite le_eqVlt ltNge addr_ge0 ?sqnorm_ge0 // orbF paddr_eq0 ?sqnorm_ge0 // => /andP[].
+by rewrite subr_eq0 sqnorm_eq0 subr_eq0 => /eqP -> /eqP ->.
+Qed.
+
+Lemma catches_all : P *m U = U *m diagonal (cut (fun _ => 1)) \/ (p <= r)%N.
+Proof.
+have [pr | rp] := leqP p r; [by right | left].
+have qE : forall i, q i = if (i < r)%N then 1 else 0.
+  apply: (descending_sum_tight rp _ _ _ q_bounds q_sum tight.1) => [i|i j ij|i j ij]; first exact: sqr_ge0.
+    by rewrite ler_expn2r ?nnegrE // descending.
+  by rewrite ltr_expn2r // gap.
+apply/matrixP => k i; rewrite /diagonal mul_mx_diag [RHS]mxE [X in _ * X]mxE.
+have column : col i (P *m U) = P *m col i U by rewrite !colE mulmxA.
+have entry : (P *m U) k i = (P *m col i U) k 0 by rewrite -column [RHS]mxE.
+rewrite entry; have := qE i; rewrite /cut; case: ifP => _ qi.
+  have split := projector_pythagoras symP idemP (col i U); move: split; rewrite -/(q i) qi sqnorm_col_U.
+  move=> /eqP; rewrite -subr_eq subrr eq_sym sqnorm_eq0 subr_eq0 => /eqP <-.
+  by rewrite mxE mulr1.
+by move/eqP: qi; rewrite sqnorm_eq0 => /eqP ->; rewrite mxE mulr0.
+Qed.
+
+Lemma only_truncated : B = truncated.
+Proof.
+have [caught | pr] := catches_all.
+  rewrite tight.2 /Z !mulmxA caught /truncated -(mulmxA U); congr (_ *m _ *m _).
+  apply/matrixP => i j; rewrite mul_diag_mx !mxE; case: eqP => [->|]; rewrite ?mulr0 //.
+  by rewrite /cut; case: ifP; rewrite ?mul1r ?mul0r.
+have tail0 : sqnorm (Z - truncated) = 0.
+  rewrite truncated_distance big1 // => i; rewrite leqNgt (leq_trans (ltn_ord i) pr) //.
+move: as_near; rewrite tail0 le_eqVlt ltNge sqnorm_ge0 orbF sqnorm_eq0 subr_eq0 => /eqP <-.
+by move/eqP: tail0; rewrite sqnorm_eq0 subr_eq0 => /eqP.
+Qed.
+End Competitor.
+
+Theorem eckart_young : nearest (fun B : 'M_(m, n) => \rank B <= r)%N Z truncated.
+Proof. by split=> [|B rankB]; [exact: cut_rank | exact: truncated_le]. Qed.
+
+(* It is the only nearest point if sigma_r > sigma_(r+1). *)
+Theorem eckart_young_unique B : (forall i j : 'I_p, (i < r <= j)%N -> sigma j < sigma i) ->
+  nearest (fun B : 'M_(m, n) => \rank B <= r)%N Z B -> B = truncated.
+Proof. by move=> gap [rankB near]; apply: only_truncated rankB gap _; apply: near; apply: cut_rank. Qed.
 
 End EckartYoung.

@@ -161,7 +161,8 @@ by rewrite inE c'g andbT -select_group inE (negbTE nc').
 Qed.
 
 (* (b), (c) together: the projection of the code *)
-Theorem projection_exact (Z : 'M[R]_(m, n)) : nearest (feasible V k_masks) Z (rounded_on Q Z (mask_of of_pos (select Z))).
+Theorem projection_exact (Z : 'M[R]_(m, n)) :
+  nearest (feasible V k_masks) Z (rounded_on Q Z (mask_of of_pos (select Z))).
 Proof.
 apply: (best_mask_nearest zero_allowed Q_allowed Q_nearest).
   exists (select Z) => // g; have [card _] := select_largest Z g; rewrite card; exact: geq_minl.

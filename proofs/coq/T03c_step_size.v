@@ -69,7 +69,8 @@ rewrite ler_pdivl_mulr ?ler_pdivr_mulr ?exprn_gt0 // mul1r; apply/andP; split.
 rewrite sqnorm_rows; apply: (@le_trans _ _ (\sum_(i < n) L ^+ 2)); last by rewrite sumr_const card_ord mulr_natl.
 apply: ler_sum => i _; rewrite rowE; apply: le_trans (sqnorm_gram _ psdC L_bound (ltW L_gt0)) _.
 rewrite expr2 ler_pmul2l //; apply: le_trans (L_bound _) _; rewrite ger_pmulr //.
-by rewrite sqnormE big_ord1 (bigD1 i) //= big1 => [|j /negbTE]; rewrite !mxE ?eqxx /= ?expr1n ?addr0 // eq_sym => ->; rewrite expr0n.
+by rewrite sqnormE big_ord1 (bigD1 i) //= big1 => [|j /negbTE]; rewrite !mxE ?eqxx /= ?expr1n ?addr0 // eq_sym => ->;
+  rewrite expr0n.
 Qed.
 
 Lemma frobenius_stable_rank : frobenius C = L * Num.sqrt stable_rank.
@@ -106,7 +107,8 @@ End Coverage.
 Corollary small_layers_uncovered n (C : 'M[R]_n) L : psd C -> eig_le C L -> 0 < L ->
   (exists2 d : 'rV[R]_n, d != 0 & form C d = L * sqnorm d) -> (n <= 4)%N -> 1 <= paper_step C * L.
 Proof.
-move=> psdC L_bound L_gt0 reached n4; rewrite leNgt /paper_step (covered_iff psdC L_bound L_gt0 _ reached) ?ltr0n // -leNgt -natrX.
+move=> psdC L_bound L_gt0 reached n4; rewrite leNgt /paper_step (covered_iff psdC L_bound L_gt0 _ reached) ?ltr0n //
+  -leNgt -natrX.
 by case/andP: (stable_rank_bounds psdC L_bound L_gt0 reached) => _ /le_trans; apply; rewrite ler_nat.
 Qed.
 

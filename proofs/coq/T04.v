@@ -18,7 +18,8 @@ Definition fixed eta T := pgd_step W C S eta T T.
 (* (a) *)
 Theorem fixedP eta T : fixed eta T <-> S T /\ forall U, S U -> 0 <= 2%:R * eta * dot (g T) (U - T) + sqnorm (U - T).
 Proof.
-have split U : sqnorm (T - eta *: g T - U) - sqnorm (T - eta *: g T - T) = 2%:R * eta * dot (g T) (U - T) + sqnorm (U - T).
+have split U : sqnorm (T - eta *: g T - U) - sqnorm (T - eta *: g T - T)
+  = 2%:R * eta * dot (g T) (U - T) + sqnorm (U - T).
   have -> : T - eta *: g T - U = - ((U - T) + eta *: g T) by apply/matrixP => i j; rewrite !mxE; ring.
   have -> : T - eta *: g T - T = - (eta *: g T) by apply/matrixP => i j; rewrite !mxE; ring.
   by rewrite !sqnormN sqnormD dotZr (dotC (g T)); ring.
@@ -33,7 +34,8 @@ by apply: le_trans pos' _; rewrite ler_add2r ler_wnmul2r // ler_pmul2l ?ltr0n.
 Qed.
 
 (* (b) *)
-Theorem minimiser_fixed eta L T : 0 < eta -> eig_le C L -> eta * L <= 1 -> S T -> (forall U, S U -> f T <= f U) -> fixed eta T.
+Theorem minimiser_fixed eta L T : 0 < eta -> eig_le C L -> eta * L <= 1 -> S T -> (forall U, S U -> f T <= f U) ->
+  fixed eta T.
 Proof.
 move=> eta_gt0 L_bound le1 ST least; apply/fixedP; split=> // U /least.
 have -> : f U = f (T + (U - T)) by rewrite addrC subrK.
@@ -41,7 +43,8 @@ rewrite objectiveD // -addrA ler_addl => pos.
 have up : eta * form C (U - T) <= sqnorm (U - T).
   apply: le_trans (_ : eta * (L * sqnorm (U - T)) <= _); first by rewrite ler_pmul2l // form_le // => i; apply: L_bound.
   by rewrite mulrA ler_pimull ?sqnorm_ge0.
-apply: le_trans (_ : 0 <= 2%:R * eta * (dot (g T) (U - T) + form C (U - T) / 2%:R)) _; first by rewrite !mulr_ge0 ?ler0n // ltW.
+apply: le_trans (_ : 0 <= 2%:R * eta * (dot (g T) (U - T) + form C (U - T) / 2%:R)) _;
+  first by rewrite !mulr_ge0 ?ler0n // ltW.
 rewrite mulrDr ler_add2l; apply: le_trans up; rewrite le_eqVlt; apply/orP; left; apply/eqP; by field.
 Qed.
 End FixedPoints.
@@ -70,10 +73,12 @@ Proof.
 move=> x0 b0 cK; split=> [all | [down up] c' c'K].
   split=> [c_gt0 | c_lt].
     have := all c.-1 (leq_trans (leq_pred c) cK); rewrite -{2 4}(prednK c_gt0) -addn1 natrD.
-    have -> : a * (x * (c.-1%:R - (c.-1%:R + 1%:R))) + b / 2%:R * (x * (c.-1%:R - (c.-1%:R + 1%:R))) ^+ 2 = x * (b * x / 2%:R - a) by field.
+    have -> : a * (x * (c.-1%:R - (c.-1%:R + 1%:R))) + b / 2%:R * (x * (c.-1%:R - (c.-1%:R + 1%:R))) ^+ 2
+      = x * (b * x / 2%:R - a) by field.
     by rewrite pmulr_rge0 // subr_ge0.
   have := all c.+1 c_lt; rewrite -addn1 natrD.
-  have -> : a * (x * (c%:R + 1%:R - c%:R)) + b / 2%:R * (x * (c%:R + 1%:R - c%:R)) ^+ 2 = x * (b * x / 2%:R - - a) by field.
+  have -> : a * (x * (c%:R + 1%:R - c%:R)) + b / 2%:R * (x * (c%:R + 1%:R - c%:R)) ^+ 2
+    = x * (b * x / 2%:R - - a) by field.
   by rewrite pmulr_rge0 // subr_ge0.
 have bound e (k : nat) : e <= b * x / 2%:R -> (0 < k)%N -> 0 <= - e * (x * k%:R) + b / 2%:R * (x * k%:R) ^+ 2.
   move=> le k_gt0; have -> : - e * (x * k%:R) + b / 2%:R * (x * k%:R) ^+ 2
@@ -125,14 +130,16 @@ Proof.
 move=> eta_gt0 codes; split=> [/fixedP[_ pos] i j | rule].
   apply/neighbours => //; [by rewrite invr_ge0 ltW | by case: (codes i j) | move=> c' c'K].
   have [/pos + diff] := changed codes c'K.
-  have -> : change T i j (lo i j + s i j * c'%:R) - T = (s i j * (c'%:R - (c i j)%:R)) *: delta_mx i j by rewrite /change addrAC subrr add0r diff.
+  have -> : change T i j (lo i j + s i j * c'%:R) - T = (s i j * (c'%:R - (c i j)%:R)) *: delta_mx i j.
+    by rewrite /change addrAC subrr add0r diff.
   rewrite dotZr dot_delta sqnormZ.
   have -> : sqnorm (delta_mx i j : 'M[R]_(m, n)) = 1 by rewrite /sqnorm dot_delta mxE !eqxx.
   by move: (s i j * _) (g T i j) => d a; rewrite mulr1 scaled.
 apply/fixedP; split=> [|U [c' codes']]; first by exists c.
 rewrite dotE sqnormE mulr_sumr -big_split /= sumr_ge0 // => i _; rewrite mulr_sumr -big_split /= sumr_ge0 // => j _.
 have [cK eqT] := codes i j; have [c'K eqU] := codes' i j.
-have := (neighbours (g T i j) (s_gt0 i j) (ltW (_ : 0 < eta^-1)) cK).2 (rule i j) (c' i j) c'K; rewrite invr_gt0 => /(_ eta_gt0).
+have := (neighbours (g T i j) (s_gt0 i j) (ltW (_ : 0 < eta^-1)) cK).2 (rule i j) (c' i j) c'K;
+  rewrite invr_gt0 => /(_ eta_gt0).
 have -> : (U - T) i j = s i j * ((c' i j)%:R - (c i j)%:R) by rewrite !mxE eqT eqU; ring.
 by move: (s i j * _) (g T i j) => d a; rewrite [a * d in X in _ -> X]mulrC scaled.
 Qed.

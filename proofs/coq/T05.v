@@ -63,8 +63,8 @@ Proof. by move=> eq; have := run t; rewrite eq. Qed.
 
 End FiniteTermination.
 
-(* (b) On a grid the distance is at least the smallest gap between two values of a position. Where S also prunes, 0 is one of
-   the values of every position. *)
+(* (b) On a grid the distance is at least the smallest gap between two values of a position. Where S also prunes,
+   0 is one of the values of every position. *)
 Section Grid.
 Variables (R : realFieldType) (m n : nat) (S : 'M[R]_(m, n) -> Prop) (V : 'I_m -> 'I_n -> seq R) (gap : R).
 Hypotheses (on_grid : forall T, S T -> forall i j, T i j \in V i j).
@@ -81,3 +81,32 @@ by apply: spaced neqij; apply: on_grid.
 Qed.
 
 End Grid.
+
+(* (c) Any rule that moves within a finite S only where f falls: fewer moves than S has points, whatever C. *)
+Section AnyDescent.
+Variables (R : realFieldType) (T : eqType) (f : T -> R) (S : seq T) (x : nat -> T).
+Hypotheses (inS : forall t, x t \in S) (falls : forall t, x t.+1 != x t -> f (x t.+1) < f (x t)).
+
+Lemma never_rises t u : (t <= u)%N -> f (x u) <= f (x t).
+Proof.
+move/subnKC <-; elim: (u - t)%N => [|v IH]; first by rewrite addn0.
+rewrite addnS; have [-> // | /falls/ltW le] := eqVneq (x (t + v).+1) (x (t + v)%N); exact: le_trans le IH.
+Qed.
+
+Lemma falls_after t u : x t.+1 != x t -> (t < u)%N -> f (x u) < f (x t).
+Proof. by move=> neq lt; apply: le_lt_trans (never_rises lt) (falls neq). Qed.
+
+Theorem moves_lt_size n : (#|[set t : 'I_n | x t.+1 != x t]| < size S)%N.
+Proof.
+set A := [set t : 'I_n | _]; pose visited := x n :: [seq x (val t) | t <- enum A].
+have uniq_visited : uniq visited.
+  rewrite /visited cons_uniq map_inj_in_uniq ?enum_uniq ?andbT; last first.
+    move=> t u; rewrite !mem_enum !inE => nt nu eq; apply: val_inj; case: (ltngtP t u) => // lt.
+      by have := falls_after nt lt; rewrite eq ltxx.
+    by have := falls_after nu lt; rewrite eq ltxx.
+  apply/negP => /mapP[t]; rewrite mem_enum inE => neq eq.
+  by have := falls_after neq (ltn_ord t); rewrite eq ltxx.
+have sub : {subset visited <= S} by move=> y; rewrite inE => /predU1P[-> | /mapP[t _ ->]].
+by have := uniq_leq_size uniq_visited sub; rewrite /= size_map -cardE.
+Qed.
+End AnyDescent.

@@ -64,7 +64,8 @@ Qed.
 End Contraction.
 
 (* A projected step that keeps the support S is such a step with A = C_SS. *)
-Theorem step_on_support (R : realFieldType) n k (C : 'M[R]_n) (w : 'rV[R]_n) (p : 'I_k -> 'I_n) (refit x : 'rV[R]_k) eta :
+Theorem step_on_support (R : realFieldType) n k (C : 'M[R]_n) (w : 'rV[R]_n) (p : 'I_k -> 'I_n)
+  (refit x : 'rV[R]_k) eta :
   injective p -> (refit *m embed R p - w) *m C *m (embed R p)^T = 0 ->
   (x *m embed R p - eta *: gradient w C (x *m embed R p)) *m (embed R p)^T = x - eta *: ((x - refit) *m C_SS C p).
 Proof.

@@ -12,7 +12,7 @@ Section OneStep.
 Variables (R : rcfType) (n : nat) (w : 'rV[R]_n) (C : 'M[R]_n) (S : 'rV[R]_n -> Prop) (eta beta alpha : R).
 Hypotheses (psdC : psd C) (eta_gt0 : 0 < eta) (alpha_gt0 : 0 < alpha) (short : eta * beta <= 1).
 
-(* alpha and beta need only hold for differences of two points of S: for k-sparse rows these have at most 2k nonzeros. *)
+(* alpha and beta need only hold for differences of two points of S: k-sparse rows give at most 2k nonzeros. *)
 Hypothesis upper : forall t u, S t -> S u -> form C (u - t) <= beta * sqnorm (u - t).
 Hypothesis lower : forall t u, S t -> S u -> alpha * sqnorm (u - t) <= form C (u - t).
 
@@ -20,7 +20,8 @@ Local Notation f := (objective w C).
 Definition kappa := (eta * alpha)^-1.
 
 (* Without roots: the distance to u in the norm of C *)
-Theorem step_towards t t' u : S t -> S u -> pgd_step w C S eta t t' -> f t' <= f u + (kappa - 1) * form C (u - t) / 2%:R.
+Theorem step_towards t t' u : S t -> S u -> pgd_step w C S eta t t' ->
+  f t' <= f u + (kappa - 1) * form C (u - t) / 2%:R.
 Proof.
 move=> St Su [St' near]; have [symC _] := psdC.
 set g := gradient w C t.
@@ -32,7 +33,8 @@ have compare : sqnorm (t' - t) + 2%:R * eta * dot g (t' - t) <= sqnorm (u - t) +
   by have := near _ Su; rewrite !split ler_add2r.
 have le_t' := upper St St'; have le_u := lower St Su.
 rewrite (expand t') (expand u).
-move: (dot g (t' - t)) (dot g (u - t)) (form C (t' - t)) (form C (u - t)) (sqnorm (t' - t)) (sqnorm (u - t)) (f t) compare le_t' le_u (sqnorm_ge0 (t' - t)).
+move: (dot g (t' - t)) (dot g (u - t)) (form C (t' - t)) (form C (u - t)) (sqnorm (t' - t)) (sqnorm (u - t)) (f t)
+  compare le_t' le_u (sqnorm_ge0 (t' - t)).
 move=> a b q p s r ft compare le_q le_p s0.
 (* q <= s / eta and r <= kappa eta p, then the comparison divided by 2 eta *)
 have q_le : q <= s / eta.

@@ -53,6 +53,23 @@ move=> rankT; apply: weighted_reduction rankT.
 by rewrite /asvd -mulmxA leading_WS svd; apply: eckart_young.
 Qed.
 
+(* (c) If sigma_r > sigma_(r+1), minimisers agree on the range of S: they differ by N with N C = 0. *)
+Definition minimiser T := (\rank T <= r)%N /\ forall T', (\rank T' <= r)%N -> objective W C T <= objective W C T'.
+
+Theorem minimisers T : (forall i j : 'I_p, (i < r <= j)%N -> sigma j < sigma i) -> minimiser T ->
+  T *m S = truncated r U V sigma.
+Proof.
+move=> gap [rankT least]; apply: (eckart_young_unique orthU orthV sigma_ge0 descending gap); rewrite -svd.
+split=> [|B rankB]; first exact: leq_trans (mxrankM_maxl _ _) rankT.
+have [_ near] := eckart_young r orthU orthV sigma_ge0 descending.
+apply: (@le_trans _ _ (sqnorm (W *m S - truncated r U V sigma))); last by rewrite svd near.
+by have := least _ asvd_rank; rewrite !objective_factored ler_pmul2r ?invr_gt0 ?ltr0n // /asvd -mulmxA leading_WS.
+Qed.
+
+Corollary minimisers_differ T T' : (forall i j : 'I_p, (i < r <= j)%N -> sigma j < sigma i) ->
+  minimiser T -> minimiser T' -> (T - T') *m C = 0.
+Proof. by move=> gap minT minT'; rewrite factored mulmxA mulmxBl !minimisers // subrr mul0mx. Qed.
+
 (* (b), the other form: [W S]_r S^+. All that is used of the pseudo-inverse is S S^+ S = S. *)
 Variable S_plus : 'M[R]_(k, n).
 Hypothesis pseudo_inverse : S *m S_plus *m S = S.

@@ -1,4 +1,4 @@
-(* T10. GPTQ is Babai rounding: its error is exact in the pivots of C = U^T D U, and bounded where no code is clipped. *)
+(* T10. GPTQ is Babai rounding: its error in the pivots of C = U^T D U, and a bound where no code is clipped. *)
 From mathcomp Require Import all_ssreflect all_algebra.
 From mathcomp Require Import ring.
 From awp Require Import matrix_forms.
@@ -14,7 +14,8 @@ Variables (R : realFieldType) (n : nat) (C U : 'M[R]_n) (D : 'I_n -> R).
 (* pos i is when input i is processed, so every order is covered. U is unit triangular in that order: row i of U has a 1
    at i and otherwise only entries of inputs processed before i. *)
 Variable pos : 'I_n -> nat.
-Definition unit_triangular (A : 'M[R]_n) := forall i j, A i j = if j == i then 1 else if (pos j < pos i)%N then A i j else 0.
+Definition unit_triangular (A : 'M[R]_n) :=
+  forall i j, A i j = if j == i then 1 else if (pos j < pos i)%N then A i j else 0.
 Hypotheses (U_tri : unit_triangular U) (factored : C = U^T *m diag_mx (\row_i D i) *m U).
 
 (* What is rounded at input i: w_i plus the errors made before, weighted by U. *)
@@ -40,7 +41,8 @@ Proof.
 rewrite /form factored; set e := w - q.
 have -> : e *m (U^T *m diag_mx (\row_i D i) *m U) *m e^T = e *m U^T *m diag_mx (\row_i D i) *m (e *m U^T)^T.
   by rewrite trmx_mul trmxK !mulmxA.
-rewrite -/(dot _ _) dotE big_ord1; apply: eq_bigr => i _; rewrite mul_mx_diag [X in X * _]mxE [X in _ * X * _]mxE residualE.
+rewrite -/(dot _ _) dotE big_ord1; apply: eq_bigr => i _; rewrite mul_mx_diag [X in X * _]mxE [X in _ * X * _]mxE
+  residualE.
 by rewrite mulrAC mulrC -expr2.
 Qed.
 

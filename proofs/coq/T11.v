@@ -8,7 +8,7 @@ Unset Printing Implicit Defensive.
 Import Order.TTheory GRing.Theory Num.Theory.
 Local Open Scope ring_scope.
 
-(* Among the d with a given entry d_u = a, the least d A d^T is a^2 / P_uu with P = A^-1: Lagrange's multiplier in one line. *)
+(* Among the d with a given entry d_u = a, the least d A d^T is a^2 / P_uu with P = A^-1. *)
 Section PinnedEntry.
 Variables (R : realFieldType) (k : nat) (A P : 'M[R]_k).
 Hypotheses (psdA : psd A) (inverse : A *m P = 1%:M).
@@ -54,7 +54,8 @@ End PinnedEntry.
 Section Swap.
 Variables (R : realFieldType) (k : nat) (A P : 'M[R]_k) (c : 'rV[R]_k) (c_pp g_p f_t : R) (t : 'rV[R]_k).
 Hypotheses (psdA : psd A) (inverse : A *m P = 1%:M).
-Definition refitted (x : 'rV[R]_k) (y : R) := f_t - g_p * y + (form A (x - t) + 2%:R * y * dot c (x - t) + c_pp * y ^+ 2) / 2%:R.
+Definition refitted (x : 'rV[R]_k) (y : R) :=
+  f_t - g_p * y + (form A (x - t) + 2%:R * y * dot c (x - t) + c_pp * y ^+ 2) / 2%:R.
 
 Variable M : 'rV[R]_k.
 Hypothesis M_def : M = c *m P.
@@ -147,10 +148,12 @@ Qed.
 End Swap.
 
 (* The same for the layer's f: x embed + y e_j has support in S and j, p lists S, t is the refit on S. *)
-Theorem objective_refitted (R : realFieldType) n k (C : 'M[R]_n) (w : 'rV[R]_n) (p : 'I_k -> 'I_n) (t x : 'rV[R]_k) j y :
+Theorem objective_refitted (R : realFieldType) n k (C : 'M[R]_n) (w : 'rV[R]_n) (p : 'I_k -> 'I_n)
+  (t x : 'rV[R]_k) j y :
   symmetric C -> (t *m embed R p - w) *m C *m (embed R p)^T = 0 ->
   objective w C (x *m embed R p + y *: delta_mx 0 j) =
-  refitted (C_SS C p) (\row_i C j (p i)) (C j j) (- gradient w C (t *m embed R p) 0 j) (objective w C (t *m embed R p)) t x y.
+  refitted (C_SS C p) (\row_i C j (p i)) (C j j) (- gradient w C (t *m embed R p) 0 j) 
+    (objective w C (t *m embed R p)) t x y.
 Proof.
 move=> symC normal; set E := embed R p; set e := delta_mx 0 j.
 have -> : x *m E + y *: e = t *m E + ((x - t) *m E + y *: e) by rewrite mulmxBl addrA addrCA subrr addr0.
