@@ -30,7 +30,7 @@ from .spec import CompressSpec
 #: Wider layers get no bound and no smallest eigenvalue: six matrices of this width in float64 are 0.8 GB.
 MAX_INPUTS = 4096
 #: Rows looked at, and rows whose C_SS is inverted.
-ROWS, CONDITION_ROWS = 32, 4
+ROWS, CONDITION_ROWS = 16, 2
 #: Significant digits kept: a resumed run must write the same bytes.
 DIGITS = 4
 #: Shares below this are rounding.

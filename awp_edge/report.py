@@ -179,7 +179,7 @@ def _guarantee_section(layers: Sequence[Mapping[str, Any]]) -> list[str]:
     table = [(name, *(_cell(c.get(key)) for key in _GUARANTEES)) for name, c in worst]
     return [
         "<h2>What is guaranteed</h2>",
-        "<p>From evenly spaced rows of every layer. Gains are shares of the error that are still to be had; the "
+        "<p>From evenly spaced rows of every layer. Gains are shares of its error that are still to be had; the "
         "unavoidable share is proved, and the error is at most its inverse times the least possible.</p>",
         _table(rows), _table(table, header=["name", *_GUARANTEES.values()]),
     ]  # fmt: skip

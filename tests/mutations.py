@@ -1,4 +1,4 @@
-"""Break the code on purpose and see the tests notice: `python tests/mutations.py [--only python|native] [--write]`.
+"""Break the code on purpose and see the tests notice: `python tests/mutations.py [TEXT] [--write]`.
 
 Each row names one place, what is put there instead, and the tests that have to fail. Nothing of the checkout or of the
 installation changes: Python is mutated in a copy of the installed package, C++ in a copy of the sources, of which one
@@ -194,10 +194,10 @@ def fails(site: Path, tests: str) -> tuple[bool, str]:
 def main() -> int:
     """Run every mutation; return 1 where one is not noticed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("python", "native"))
+    parser.add_argument("text", nargs="?", default="")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    chosen = [m for m in MUTATIONS if options.only in (None, "native" if m.native else "python")]
+    chosen = [m for m in MUTATIONS if options.text in f"{m.what} {m.file}"]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for mutation in chosen:

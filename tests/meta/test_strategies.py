@@ -14,6 +14,7 @@ from strategies import (
     cases,
     constraints,
     divisors,
+    gentle_grams,
     grams,
     make_gram,
     make_weight,
@@ -163,3 +164,15 @@ def test_every_case_is_bound(case: tuple) -> None:
 
 def test_divisors() -> None:
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
+
+
+@pytest.mark.parametrize("condition", [1.8, 3.0, 50.0])
+def test_gentle_grams_are_as_gentle_as_asked(condition: float) -> None:
+    @given(gentle_grams(6, condition))
+    def within(gram: np.ndarray) -> None:
+        np.testing.assert_array_equal(gram, gram.T)
+        assert np.linalg.cond(gram) <= condition * (1 + 1e-9)
+
+    within()
+    produces(gentle_grams(6, condition), lambda gram: np.linalg.cond(gram) > 1 + 0.5 * (condition - 1))
+    produces(gentle_grams(6, condition), lambda gram: gram.max() > 100)

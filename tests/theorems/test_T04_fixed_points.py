@@ -11,6 +11,7 @@ from oracles import coordinate_minimum, descend_codes, grid_values, refit
 from strategies import ORDINARY, SEEDS, grams, make_gram, make_weight, problems, weights
 
 from awp_edge import Dense, IntGrid, Problem, RowSparse, Sparse, Stop, pgd, solve, theory
+from awp_edge.backend import resolve
 from awp_edge.constraints import BoundGrid
 
 NO_DECADES = tuple(
@@ -234,6 +235,28 @@ def test_coordinate_descent_gets_out_of_the_trap(backend: str) -> None:
         descents.append(moved.objective / f)
         coordinates.append(problem.objective(descend_codes(problem, grid, rounded)) / f)
     assert np.median(descents) > 0.9 and np.median(coordinates) < 0.5
+
+
+@given(drawn=grid_points())
+def test_the_packages_descent_ends_at_a_coordinate_wise_minimum(
+    backend: str, drawn: tuple[Problem, BoundGrid, np.ndarray]
+) -> None:
+    problem, grid, theta = drawn
+    assume(problem.gram.any())
+    end = theta
+    for _ in range(30):
+        before = end
+        end, grid = resolve(backend).descend(problem, end, grid)  # moves the scales too, one at a time
+        if np.array_equal(before, end):
+            break
+    assert problem.objective(end) <= problem.objective(theta) * (1 + 1e-9) + 1e-12
+    assume(np.array_equal(before, end))
+    below, above = inner(grid, end)
+    gradient, s = problem.gradient(end), steps(grid)
+    pull = np.maximum(np.where(below, gradient, 0), np.where(above, -gradient, 0))
+    reach = np.abs(problem.weight).max() + np.abs(end).max()
+    slack = theory.coordinate_slack(pull, s, problem.gram.diagonal())
+    assert (slack >= -1e-9 * np.abs(problem.gram).max() * reach).all()
 
 
 # ------------------------------------------------------------------------------------------------ negative controls

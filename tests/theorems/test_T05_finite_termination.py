@@ -10,6 +10,7 @@ from oracles import descend_codes
 from strategies import ORDINARY, SEEDS, cases, grams, make_gram, make_weight, weights
 
 from awp_edge import Dense, IntGrid, Problem, Sparse, Stop, pgd, solve, theory
+from awp_edge.backend import resolve
 from awp_edge.constraints import BoundGrid
 
 SMALL = {"max_out": 3, "max_in": 8}
@@ -71,6 +72,20 @@ def test_coordinate_descent_ends_too(gram: np.ndarray, weight: np.ndarray, seed:
     end = descend_codes(problem, grid, start)
     assert problem.objective(end) <= problem.objective(start) * (1 + 1e-12)
     np.testing.assert_array_equal(descend_codes(problem, grid, end), end)
+
+
+@given(gram=grams(6), weight=weights((2, 6), kinds=NO_DECADES), seed=SEEDS)
+def test_the_packages_descent_never_rises(
+    backend: str, gram: np.ndarray, weight: np.ndarray, seed: int
+) -> None:
+    problem, grid, engine = Problem(weight, gram), IntGrid(2, 6).fit(weight), resolve(backend)
+    codes = np.random.default_rng(seed).integers(0, 4, (2, 6)).astype(np.uint8)
+    theta, noise = grid.decode(codes), 1e-9 * float(np.abs(gram).max() * np.sum(weight**2) + 1e-300)
+    for _ in range(4):
+        before = theta
+        theta, grid = engine.descend(problem, theta, grid)
+        assert problem.objective(theta) <= problem.objective(before) * (1 + 1e-9) + noise
+    event("ended" if np.array_equal(theta, before) else "still moving")
 
 
 def test_the_bound_is_informative() -> None:

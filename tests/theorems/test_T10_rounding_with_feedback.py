@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import event, given
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
-from oracles import refit, round_with_feedback
+from oracles import grid_values, refit, round_with_feedback
 from strategies import SEEDS, grams, make_gram, weights
 
-from awp_edge import Problem, theory
+from awp_edge import Dense, IntGrid, Problem, Sparse, theory
+from awp_edge.backend import resolve
+from awp_edge.baselines import gptq
 
 D = 6
 KINDS = ("normal", "heavy tails", "ties", "sparse", "positive", "constant")
@@ -101,6 +103,42 @@ def test_damping_serves_a_singular_gram(gram: np.ndarray, weight: np.ndarray, or
     assert error(gram, row, q) <= error(definite, row, q) * (1 + 1e-9) + 1e-12
     if np.abs(errors).max() <= 0.25 * (1 + 1e-9):
         assert error(definite, row, q) <= bound * (1 + 1e-9) + 1e-12
+
+
+@given(
+    gram=grams(D), weight=weights((2, D), kinds=("normal", "heavy tails")), order=st.permutations(range(D)),
+    bits=st.sampled_from((2, 4)),
+)  # fmt: skip
+def test_the_packages_rounding_is_the_one_of_the_statement(
+    backend: str, gram: np.ndarray, weight: np.ndarray, order: list[int], bits: int
+) -> None:
+    gram, grid, engine = damped(gram, 0.01), IntGrid(bits, D).fit(weight), resolve(backend)
+    upper = engine.factor(gram, np.array(order))
+    np.testing.assert_allclose(upper.diagonal() ** 2, theory.rounding_weights(gram, order), rtol=1e-6)
+    found = engine.nearest_plane(weight, upper, np.array(order), grid=grid)
+    for i, row in enumerate(weight):
+        values = [grid_values(grid, i, j) for j in range(D)]
+        expected, errors = round_with_feedback(gram, row, values=values, order=order)
+        ties = np.abs(np.abs(errors) / grid.scales[i, 0] - 0.5).min() < 1e-6
+        if not ties:
+            np.testing.assert_allclose(found[i], expected, atol=1e-9)
+        inside = np.abs(errors).max() <= grid.scales[i, 0] / 2
+        bound = theory.rounding_bound(theory.rounding_weights(gram, order), np.full(D, grid.scales[i, 0]))
+        assert ties or not inside or error(gram, row, found[i]) <= bound * (1 + 1e-6)
+
+
+@given(gram=grams(D), weight=weights((2, D), kinds=("normal", "heavy tails")))
+def test_the_peer_gptq_obeys_the_bound(backend: str, gram: np.ndarray, weight: np.ndarray) -> None:
+    problem = Problem(weight, gram)
+    assume(gram.any())
+    grid = IntGrid(8, D).fit(8 * weight)  # wide enough that no code clips
+    found = gptq(problem, Sparse(Dense(), grid), engine=resolve(backend))
+    lifted = gram + 0.01 * float(np.mean(gram.diagonal())) * np.eye(D)
+    lifted[np.diag_indices(D)] += np.where(gram.diagonal() > 0, 0, 1)  # inputs that are always zero
+    steps = np.full(D, float(grid.scales.max()))
+    bound = theory.rounding_bound(theory.rounding_weights(lifted, range(D)), steps)
+    for row, q in zip(weight, found, strict=True):
+        assert error(gram, row, q) <= bound * (1 + 1e-6)
 
 
 def test_the_average_is_predicted_before_any_rounding() -> None:

@@ -10,6 +10,8 @@ from oracles import best_sparse_objective, coordinate_minimum, refit
 from strategies import SEEDS, grams, make_gram, make_weight, weights
 
 from awp_edge import Problem, theory
+from awp_edge.backend import resolve
+from awp_edge.solvers import swap
 
 D = 7
 KINDS = ("normal", "heavy tails", "ties", "sparse", "zero rows", "positive")
@@ -96,6 +98,35 @@ def test_where_swaps_end_one_entry_at_a_time_ends_too(layer: Layer) -> None:
     slack = noise(gram, row)
     assert problem.objective(further[None]) >= problem.objective(theta[None]) - 2 * slack
     assert best_sparse_objective(problem, int(support.sum())) <= problem.objective(theta[None]) + slack
+
+
+@given(supported())
+def test_the_packages_gains_are_those_of_the_statement(layer: Layer) -> None:
+    gram, row, support = layer
+    assume(np.linalg.eigvalsh(gram)[0] > 1e-5 * np.abs(gram).max() and 0 < support.sum() < D)
+    kept, absent = np.flatnonzero(support), np.flatnonzero(~support)
+    precision = np.linalg.inv(gram[np.ix_(kept, kept)])
+    found = swap.swap_gains(gram, gram @ row, precision, kept=kept, absent=absent)
+    np.testing.assert_allclose(found.T, theory.swap_gains(*layer), rtol=1e-6, atol=noise(gram, row))
+    end = swap.best_swaps(gram, gram @ row, support, labels=np.zeros(D, np.intp))
+    reached = Problem(row[None], gram).objective(end[None])
+    assert np.count_nonzero(end) <= support.sum() and reached <= least(*layer) + noise(gram, row)
+    gains = theory.swap_gains(gram, row, end != 0)
+    if np.count_nonzero(end) == support.sum():
+        assert gains.max(initial=0) <= 2e-7 * float(row @ gram @ row) + noise(gram, row)
+
+
+@given(layer=supported())
+def test_the_packages_swaps_never_rise(backend: str, layer: Layer) -> None:
+    gram, row, support = layer
+    assume(np.linalg.eigvalsh(gram)[0] > 1e-4 * np.abs(gram).max() and 0 < support.sum() < D)
+    problem, start = Problem(row[None], gram), refit(gram, row, support)
+    found = resolve(backend).swap(
+        problem, support[None], start[None], labels=np.zeros(D, np.intp), candidates=D
+    )
+    assert np.count_nonzero(found) <= support.sum()
+    size = problem.objective(np.zeros((1, D)))
+    assert problem.objective(found) <= problem.objective(start[None]) + 1e-5 * size
 
 
 def test_swaps_reach_the_optimum_in_most_rows_not_in_all() -> None:
