@@ -154,7 +154,7 @@ def _weights(asked: str, source: Source, *, say: Progress) -> str:
             name, reason = next(iter(reasons.items()), ("the model", "has no compressed layers"))
             raise AwpError(f"{name} {reason}; compress with --pattern 32/64 --bits 4, or use --weights dense")
         return "sparse"
-    if asked == "dense" or not reasons or any(reasons.values()) or not source.pattern.endswith("/64"):
+    if asked == "dense" or not reasons or any(reasons.values()) or not source.in_blocks():
         return "dense"
     if library_path() is None:
         say("the operator library was not built (no compiler at install time): weights are stored dense")

@@ -129,11 +129,10 @@ class Source:
             return f"has {shape[1]} inputs in groups of {group}: 64 must divide both"
         return None
 
-    @property
-    def pattern(self) -> str:
-        """Return the pattern that the model was pruned to, "row" where none is recorded."""
-        spec = self.compressed.manifest.get("spec", {}) if self.compressed is not None else {}
-        return str(spec.get("pattern", "row"))
+    def in_blocks(self) -> bool:
+        """Return whether the linears have a K/64 pattern and 4 bits; reads the first of them."""
+        first = self.layer(self.layers[0]) if self.layers else None
+        return first is not None and first.bits == 4 and first.encoding.interleaved
 
     def group_size(self, name: str) -> int | None:
         """Return the inputs that share a scale, None where a linear is not quantized; reads no data."""

@@ -44,6 +44,13 @@ def test_a_plan_counts_layers_bits_and_bytes(llama: ModelFolder) -> None:
     json.dumps(made.to_json())
 
 
+def test_a_block_pattern_with_4_bits_is_planned_sparse(llama: ModelFolder) -> None:
+    made = plan(llama, options(bits=4, pattern="32/64", group_size=64))
+    # A mask bit, half a code, a float16 scale and a zero point a group, the guards of the codes.
+    assert made.layers[0].bits_per_weight == 1 + 2 + 20 / 64 + 1024 / 64**2
+    assert "bring neither size nor speed" not in " ".join(made.warnings)
+
+
 @pytest.mark.parametrize(
     ("spec", "kept"),
     [

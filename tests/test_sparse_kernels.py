@@ -140,7 +140,7 @@ def test_arm_kernels_under_an_emulator(tmp_path: Path) -> None:
     emulator = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]
     for cpu, kernels in (("max", "neon\nneondot\n"), ("cortex-a53", "neon\n")):
         ran = subprocess.run(
-            [*emulator, "-cpu", cpu, tmp_path / "cpp" / "test_sparse"], capture_output=True, text=True
+            [*emulator, "-cpu", cpu, tmp_path / "cpp" / "test_sparse", "100"], capture_output=True, text=True
         )
         assert ran.returncode == 0 and ran.stdout.startswith(kernels), ran.stdout + ran.stderr
         assert ran.stdout.endswith("sparse: all checks passed\n")

@@ -95,7 +95,9 @@ void test_quantize() {
 
 }  // namespace
 
-int main() {
+// test_sparse [how many damaged weights]
+int main(int argc, char** argv) {
+  const unsigned damaged = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 3000;
   for (const char* isa : {"avx2", "avx512vnni", "neon", "neondot"})
     if (const Table* table = choose(isa)) {
       std::printf("%s\n", table->name);
@@ -104,6 +106,6 @@ int main() {
   check(choose("nonsense") == nullptr && choose("base") == &kReference, "choose");
   test_driver();
   test_quantize();
-  for (unsigned seed = 0; seed < 3000; ++seed) test_damaged(seed);
+  for (unsigned seed = 0; seed < damaged; ++seed) test_damaged(seed);
   return result("sparse");
 }
