@@ -16,8 +16,9 @@ from .nearest_plane import Order
 from .ranges import candidates
 
 #: Share of every C_jj added to it. It makes C definite, and keeps weights near their own values along directions
-#: that the calibration tokens hardly show.
-DAMPING = 0.01
+#: that the calibration tokens hardly show: on SmolLM2-135M at INT3 a tenth gave a lower divergence from the dense
+#: model than a hundredth at the same f. On a mask it would also pull the refit away from its optimum.
+DAMPING, MASKED_DAMPING = 0.1, 0.01
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ class _Quantizer:
     """What the stages share."""
 
     def __init__(self, problem: Problem, constraint: Sparse, mask: Mask | None, *, engine: Backend) -> None:
-        self._true, self._problem, self._engine = problem, damped(problem), engine
+        share = DAMPING if mask is None else MASKED_DAMPING
+        self._true, self._problem, self._engine = problem, damped(problem, share), engine
         self._constraint, self._mask = constraint, mask
         values = constraint.values
         spec = values.spec if isinstance(values, BoundGrid) else values
