@@ -163,7 +163,9 @@ def guarantees(result: Result) -> str:
         for key, (text, form) in of_method.items():
             rows.append(line(f"{method}: {text}", [one[key] for one in found], form))
     header = ["", *(f"`{'.'.join(name.split('.')[2:])}`" for name in layers)]
-    return f"{_table(header, rows)}\n\nSmolLM2-135M, one-shot statistics. {_where(result)}.\n"
+    sampled = next(iter(next(iter(layers.values()))["methods"].values()))["rows"]
+    note = f"SmolLM2-135M, one-shot statistics, certificates from {sampled} rows"
+    return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
 
 
 def mutations(result: Result) -> str:

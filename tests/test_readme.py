@@ -24,7 +24,7 @@ RESULTS = {
         "pruning_step": 1.9, "rounding_step": 1.4, "condition": None, "energy_ratio": 9.0, "pair_condition": 9.0,
         "feedback_gain": 0.5, "methods": {
             "awp 50%": {"relative_error": 0.1, "descent_gain": 0.1, "coordinate_gain": 0.1, "refit_gain": 0.1,
-                        "support_condition": 50.0, "rate": 0.9, "at_most": 2.0},
+                        "support_condition": 50.0, "rate": 0.9, "at_most": 2.0, "rows": 16},
             "rtn INT4": {"relative_error": 0.1, "descent_gain": 0.0, "coordinate_gain": 0.1, "at_most": None}}}}}},
     "mutations": {"machine": MACHINE, "results": {"caught": 1, "of": 1, "mutations": [
         {"what": "a fault", "file": "f.py", "caught": True, "by": "tests/test_f.py::test"}]}},
