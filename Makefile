@@ -28,6 +28,7 @@ test: $(VENV)/installed lint
 
 bench: $(VENV)/installed
 	$(BIN)/python bench/solver.py
+	$(BIN)/python bench/sparse.py
 	$(BIN)/awp-edge demo demo
 	mkdir -p bench/results && cp demo/demo.json bench/results/demo.json
 	$(BIN)/python bench/readme.py
