@@ -108,7 +108,10 @@ def swap_labels(support: Support, d_in: int) -> Columns | None:
 def _run(
     problem: Problem, constraint: Sparse, theta: Array, *, objectives: list[float], engine: Backend
 ) -> Run:
-    slope = float(np.linalg.norm(engine.product(problem.weight - theta, problem.gram)))
-    residuals = np.full(len(objectives), ratio(slope, float(np.linalg.norm(problem.weight))))
-    steps = len(objectives) - 1
-    return Run(theta, objectives[-1], np.array(objectives), residuals, steps, FIXED_POINT, constraint)
+    residual = problem.weight - theta
+    moved = engine.product(residual, problem.gram)
+    # The stages carry f along; the last value is what Theta has, without their rounding.
+    history = np.array([*objectives[:-1], half_inner(residual, moved)])
+    slope = ratio(float(np.linalg.norm(moved)), float(np.linalg.norm(problem.weight)))
+    residuals = np.full(len(history), slope)
+    return Run(theta, float(history[-1]), history, residuals, len(history) - 1, FIXED_POINT, constraint)

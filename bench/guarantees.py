@@ -85,8 +85,11 @@ def curves(problem: Problem) -> dict[str, Any]:
     separated, relaxed = separate(gram), cardinality(constraint.support, weight.shape[1])
     assert separated is not None and relaxed is not None
     return {
-        "lower_bound": float(dual_bound(weight, found["paper"][-1], part=separated, relaxed=relaxed).sum()) / zero,
-        "objectives": {name: [part.objective(theta) / zero for theta in path] for name, path in found.items()},
+        "lower_bound": float(dual_bound(weight, found["paper"][-1], part=separated, relaxed=relaxed).sum())
+        / zero,
+        "objectives": {
+            name: [part.objective(theta) / zero for theta in path] for name, path in found.items()
+        },
         "smallest_move": np.minimum.accumulate(moves).tolist(),
         "promised_move": [
             theory.smallest_move(f0, step=step, lipschitz=lipschitz, n_steps=t) for t in range(1, STEPS + 1)
