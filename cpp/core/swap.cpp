@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "awp/cholesky.hpp"
+#include "awp/inverse.hpp"
 #include "awp/parallel.hpp"
 
 namespace awp {
@@ -36,7 +37,7 @@ class SmallProblem {
   void solve() {
     for (std::size_t round = 0; round < 2 * n; ++round) {
       split();
-      invert();
+      factor();
       multiply();
       const std::size_t best = best_pair();
       if (best == kept_.size() * absent_.size()) break;
@@ -54,26 +55,13 @@ class SmallProblem {
     for (std::size_t i = 0; i < n; ++i) (inside[i] ? kept_ : absent_).push_back(i);
   }
 
-  // P = (A_SS)^-1 by Gauss-Jordan elimination, which a positive definite matrix needs no pivots for.
-  void invert() {
+  // P = (A_SS)^-1.
+  void factor() {
     const std::size_t k = kept_.size();
     p_.resize(k * k);
     for (std::size_t i = 0; i < k; ++i)
       for (std::size_t j = 0; j < k; ++j) p_[i * k + j] = a[kept_[i] * n + kept_[j]];
-    for (std::size_t c = 0; c < k; ++c) {
-      double* pivot_row = &p_[c * k];
-      const double scale = 1 / pivot_row[c];
-      pivot_row[c] = 1;
-      for (std::size_t j = 0; j < k; ++j) pivot_row[j] *= scale;
-      for (std::size_t i = 0; i < k; ++i) {
-        if (i == c) continue;
-        double* row = &p_[i * k];
-        const double factor = row[c];
-        row[c] = 0;
-#pragma omp simd
-        for (std::size_t j = 0; j < k; ++j) row[j] -= factor * pivot_row[j];
-      }
-    }
+    invert<double>({p_.data(), k, k}, 1);
   }
 
   // t = P b_S, M = A_NS P, g = b_N - A_NS t and s = diag(A_NN - M A_SN).
