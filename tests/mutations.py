@@ -104,7 +104,7 @@ MUTATIONS = (
              "tests/test_parity.py"),
     Mutation("native: the gain is the square", "cpp/core/project.cpp",
              "gain[j] = rounded[j] * (z[j] + z[j] - rounded[j]);", "gain[j] = z[j] * z[j];",
-             f"{THEOREM}T01_projection.py"),
+             "tests/test_parity.py"),
     Mutation("native: the step is a tenth shorter", "cpp/core/pgd.cpp",
              "z.data[j] = from.data[j] + step_ * descent[offset + j];",
              "z.data[j] = from.data[j] + T(0.9) * step_ * descent[offset + j];", f"{THEOREM}T04_fixed_points.py"),

@@ -104,6 +104,16 @@ def test_the_bounds_are_informative() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ negative controls
+def test_the_bound_is_within_five_of_the_truth_somewhere() -> None:
+    # C = diag(1, kappa), one weight on the flat input, from zero: f falls to (1 - 1/kappa)^2 f; bound: (kappa - 1) f.
+    kappa = 1.9
+    problem, constraint = Problem(np.array([[1.0, 0.0]]), np.diag([1.0, kappa])), Sparse(RowSparse(1))
+    start = np.zeros((1, 2))
+    after = problem.objective(constraint.project(start - problem.gradient(start) / kappa))
+    bound = theory.grades_bound(problem.objective(start), 0.0, kappa=kappa)
+    assert bound / 5 < after <= bound
+
+
 def test_longer_steps_break_it() -> None:
     problem, best = Problem(np.ones((1, 2)), np.eye(2)), 0.5
     theta = np.array([[1.0, 0.0]])
