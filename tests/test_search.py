@@ -281,4 +281,4 @@ def test_awp_plus_comes_close_to_the_optimum() -> None:
         spec = CompressSpec(method="awp-plus", sparsity=5 / 9, effort="max")
         ratios.append(compress_layer(problem.weight, problem.gram, spec).objective / best)
     assert min(ratios) > 1 - 1e-9
-    assert sum(ratio < 1.001 for ratio in ratios) >= 8  # Wanda and Algorithm 1: none
+    assert sum(ratio < 1.001 for ratio in ratios) >= 8
