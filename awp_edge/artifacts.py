@@ -54,6 +54,19 @@ class Gram:
 
 
 @dataclass(frozen=True)
+class Sensitivity:
+    """Hold how much the model's loss minds errors in the outputs of one block's linears, from the first n tokens.
+
+    gram: C of the dense model, by input.  rows: E[g_i^2] of every output, (d_out,), by linear, g the loss gradient.
+    tokens: ||g_t|| / mean ||g||, (n,), by input, a mean over the linears that read it. All float32.
+    """
+
+    gram: Mapping[str, NDArray[np.float32]]
+    rows: Mapping[str, NDArray[np.float32]]
+    tokens: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
 class CompressedLayer:
     """Hold one compressed linear as its file does.
 

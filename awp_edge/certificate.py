@@ -6,7 +6,7 @@ spaced rows: rows are independent and share C, so their shares stand for the lay
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,7 @@ def certify(
         step: eta of the method, None where it takes no gradient steps.
     """
     rows = np.unique(np.arange(ROWS) * len(weight) // ROWS)
+    constraint = _of_rows(constraint, rows)
     sample = _Sample.of(weight, constraint, result, facts=facts, rows=rows)
     support = sample.support_facts()
     share, kind = sample.lower_bound(constraint)
@@ -142,12 +143,19 @@ def certify(
     )
 
 
-def certify_layer(weight: Array, result: Result, *, facts: GramFacts, spec: CompressSpec) -> Certificate:
+def certify_layer(
+    weight: Array,
+    result: Result,
+    *,
+    facts: GramFacts,
+    spec: CompressSpec,
+    kept: tuple[int, ...] | None = None,
+) -> Certificate:
     """Return the certificate of what a named method returned.
 
     The step is the paper's, 2/||C||_F or 1.5/||C||_F on a grid; the other methods take no gradient steps.
     """
-    constraint = spec.constraint((weight.shape[0], weight.shape[1]))
+    constraint = spec.constraint((weight.shape[0], weight.shape[1]), kept=kept)
     norm = float(np.linalg.norm(facts.gram))
     step = None
     if spec.method == "awp" and isinstance(constraint, Sparse) and norm > 0:
@@ -262,6 +270,15 @@ class _Sample:
         bound = dual_bound(self.weight * alive, self.theta * alive, part=self.facts.part, relaxed=relaxed)
         share = float(np.minimum(bound, self.objective).sum() / self.objective.sum())
         return share, "codes at these scales" if kept is None else "support"
+
+
+def _of_rows(constraint: Sparse | LowRank, rows: NDArray[np.intp]) -> Sparse | LowRank:
+    """Return the constraint of some rows: their own budgets where every row has one."""
+    if isinstance(constraint, Sparse) and isinstance(constraint.support, RowSparse):
+        k = constraint.support.k
+        if isinstance(k, tuple):
+            return replace(constraint, support=RowSparse(tuple(k[i] for i in rows)))
+    return constraint
 
 
 def _grid_of(constraint: Sparse | LowRank, result: Result, *, rows: NDArray[np.intp]) -> BoundGrid | None:

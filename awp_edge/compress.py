@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
+from .allocate import Counts, allocate, prices
 from .artifacts import (
     LOG_FILE,
     MANIFEST_FILE,
@@ -21,9 +22,11 @@ from .artifacts import (
     CompressedLayer,
     Gram,
     LinearInfo,
+    Sensitivity,
     block_file,
     write_block,
 )
+from .backend import resolve
 from .certificate import GramFacts, certify_layer, gram_facts
 from .checkpoint import (
     State,
@@ -43,6 +46,7 @@ from .record import CompressSummary, Event, Progress, manifest_of, report_of, su
 from .solvers.base import Result
 from .storage import file_sha256, read_json, write_json, write_tensor_stream, writing
 
+BUDGETS_FILE = "budgets.json"
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -61,6 +65,9 @@ class StatisticsSource(Protocol):
 
     def statistics(self, block: int) -> Mapping[str, Gram]:
         """Return the Gram matrix of every input of a block, by the name of its first linear."""
+
+    def sensitivity(self, block: int) -> Sensitivity:
+        """Return how much the dense model's loss minds errors in a block's linears."""
 
     def advance(self, block: int, weights: Weights) -> None:
         """Make the inputs of block + 1, on disk and atomically, so that a new process can go on from there."""
@@ -107,7 +114,8 @@ def _request(folder: ModelFolder, options: CompressOptions) -> dict[str, Any]:
     engine = {"backend": options.backend, "native": native.isa() if native.available() else "none"}
     return {
         "model": folder.hash(), "calibration": dict(options.calibration), "skip": list(options.skip), **spec, **engine,
-        "certificate": options.certificate, "versions": {"awp-edge": __version__, "numpy": np.__version__},
+        "allocate": options.allocate, "certificate": options.certificate,
+        "versions": {"awp-edge": __version__, "numpy": np.__version__},
     }  # fmt: skip
 
 
@@ -143,6 +151,7 @@ class _Run:
         self._start = time.perf_counter()
         self._state = State(request)
         self._earlier = self._state
+        self._budgets: dict[str, Counts] = {}
         self._facts: tuple[str, GramFacts] | None = None  # of the input that the last linear had
 
     def go(self, open_source: SourceFactory, *, has_state: bool) -> CompressSummary:
@@ -205,8 +214,31 @@ class _Run:
         )
         self._spend("calibration", started)
         self._workspace.save(self._state)
+        self._budgets = self._allocated(source, blocks, spec)
         for block in range(self._state.next_block, source.n_blocks):
             self._compress_block(source, block, layers=blocks[block], spec=spec)
+
+    def _allocated(
+        self, source: StatisticsSource, blocks: Sequence[Sequence[LinearInfo]], spec: CompressSpec
+    ) -> dict[str, Counts]:
+        """Return the budgets of all rows, from the state folder where a run before this one had found them."""
+        if self._options.allocate == "uniform":
+            return {}
+        path, started, found = self._workspace.state_folder / BUDGETS_FILE, time.perf_counter(), {}
+        if path.is_file():
+            return {name: tuple(counts) for name, counts in read_json(path).items()}
+        engine = resolve(self._options.backend, threads=self._options.threads)
+        for block, layers in enumerate(blocks):
+            self._say(f"what zeros cost in block {block + 1} of {len(blocks)}")
+            felt = source.sensitivity(block)
+            for info in layers:
+                weight, gram = source.weight(info.name), felt.gram[info.input]
+                cost = prices(weight, gram, felt.rows[info.name], spec=spec, engine=engine)
+                found[info.name] = cost if self._options.allocate == "row" else cost.pooled()
+        budgets = allocate(found, spec.sparsity)
+        write_json(path, budgets)
+        self._spend("allocation", started)
+        return budgets
 
     def _compress_block(
         self, source: StatisticsSource, block: int, *, layers: Sequence[LinearInfo], spec: CompressSpec
@@ -240,14 +272,17 @@ class _Run:
         self, weight: NDArray[np.float32], gram: Gram, info: LinearInfo, *, spec: CompressSpec
     ) -> tuple[CompressedLayer, dict[str, Any]]:
         started = time.perf_counter()
-        layer, record, result = compress_linear(weight, gram, info, spec=spec, options=self._options)
+        kept = self._budgets.get(info.name)
+        layer, record, result = compress_linear(
+            weight, gram, info, spec=spec, options=self._options, kept=kept
+        )
         seconds = time.perf_counter() - started
         started = self._spend("solve", started)
         record |= {"tensor": self._folder.weight_name(info.name), "seconds": seconds}
         if self._options.certificate:
             if self._facts is None or self._facts[0] != info.input:
                 self._facts = info.input, gram_facts(gram.matrix)
-            certificate = certify_layer(weight, result, facts=self._facts[1], spec=spec)
+            certificate = certify_layer(weight, result, facts=self._facts[1], spec=spec, kept=kept)
             record["certificate"] = certificate.to_json()
             self._spend("certificate", started)
         error = record["relative_error"]
@@ -307,9 +342,17 @@ class _Run:
 
 
 def compress_linear(
-    weight: NDArray[np.float32], gram: Gram, info: LinearInfo, *, spec: CompressSpec, options: CompressOptions
+    weight: NDArray[np.float32],
+    gram: Gram,
+    info: LinearInfo,
+    *,
+    spec: CompressSpec,
+    options: CompressOptions,
+    kept: Counts | None = None,
 ) -> tuple[CompressedLayer, dict[str, Any], Result]:
     """Compress one named linear; return what is stored, the manifest's record of it and the solver's result.
+
+    `kept` are the budgets of its rows where they have budgets of their own.
 
     Raises: AwpError naming the layer for NaN or infinity in weights or activations, or shapes that clash.
     """
@@ -320,7 +363,9 @@ def compress_linear(
                 f"{info.name}: {bad} of {array.size} entries of its {what} are NaN or infinite; check the model"
             )
     try:
-        result = compress_layer(weight, gram.matrix, spec, backend=options.backend, threads=options.threads)
+        result = compress_layer(
+            weight, gram.matrix, spec, kept=kept, backend=options.backend, threads=options.threads
+        )
         layer = CompressedLayer.of(info.name, result, bits=spec.bits)
     except ValueError as error:
         raise AwpError(f"{info.name}: {error}") from None

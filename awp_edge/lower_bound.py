@@ -42,37 +42,40 @@ class Relaxed(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Cardinality:
-    """Allow `budget` nonzeros in each group of inputs; groups: (n, size) column numbers, each column once."""
+    """Allow `budget` nonzeros in each group of inputs; groups: (n, size) column numbers, each column once.
+
+    budget: one number, or one for each row, (rows,).
+    """
 
     groups: NDArray[np.intp]
-    budget: int
+    budget: int | NDArray[np.intp]
 
     def floor(self, y: Matrix, diagonal: Matrix) -> Matrix:
         """Return what the entries outside the best support cost: all but the largest D_j y_j^2 of each group."""
-        cost = (diagonal * y * y)[:, self.groups]
-        kept = min(self.budget, cost.shape[2])
-        dropped = np.sort(cost, axis=2)[:, :, : cost.shape[2] - kept]
-        return np.asarray(dropped.sum(axis=(1, 2)) / 2)
+        cost = np.sort((diagonal * y * y)[:, self.groups], axis=2)
+        dropped = np.arange(cost.shape[2]) < cost.shape[2] - self._budgets()
+        return np.asarray(np.sum(cost, axis=(1, 2), where=dropped) / 2)
 
     def prox(self, weight: Matrix, y: Matrix, diagonal: Matrix) -> Matrix:
         """Return z (w + y) / (1 + z), 0 <= z <= 1 the shares of the budget: larger entries get more."""
         pull = (np.sqrt(diagonal) * np.abs(weight + y))[:, self.groups]
         size = pull.shape[2]
-        if self.budget >= size:
-            return (weight + y) / 2
-        if self.budget == 0:
-            return np.zeros_like(y)
+        budget = self._budgets()
+        smallest = np.broadcast_to(np.clip(size - budget, 0, size - 1), (*pull.shape[:2], 1))
         low = np.zeros((*pull.shape[:2], 1))
-        high = 2 / np.maximum(
-            np.partition(pull, size - self.budget, axis=2)[:, :, size - self.budget, None], _TINY
-        )
+        high = 2 / np.maximum(np.take_along_axis(np.sort(pull, axis=2), smallest, axis=2), _TINY)
         for _ in range(BISECTIONS):
             price = (low + high) / 2
-            over = np.clip(pull * price - 1, 0, 1).sum(axis=2, keepdims=True) > self.budget
+            over = np.clip(pull * price - 1, 0, 1).sum(axis=2, keepdims=True) > budget
             low, high = np.where(over, low, price), np.where(over, price, high)
         shares = np.empty_like(y)
-        shares[:, self.groups] = np.clip(pull * low - 1, 0, 1)
+        inside = np.where(budget >= size, 1, np.clip(pull * low - 1, 0, 1))
+        shares[:, self.groups] = np.where(budget == 0, 0, inside)
         return shares * (weight + y) / (1 + shares)
+
+    def _budgets(self) -> NDArray[np.intp]:
+        """Return the budget as (rows or 1, 1, 1)."""
+        return np.asarray(self.budget).reshape(-1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +105,7 @@ def cardinality(support: Support, d: int) -> Cardinality | None:
     columns = np.arange(d)
     match support:
         case RowSparse(k):
-            return Cardinality(columns[None], k)
+            return Cardinality(columns[None], np.array(k))
         case NM(n, m):
             return Cardinality(columns.reshape(-1, m), n)
         case BalancedBlock(k, block):

@@ -205,7 +205,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def compress_layer(
-    weight: Array, gram: Array, spec: CompressSpec, *, backend: str = "auto", threads: int | None = None
+    weight: Array,
+    gram: Array,
+    spec: CompressSpec,
+    *,
+    kept: tuple[int, ...] | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
 ) -> Result:
     """Compress one linear layer.
 
@@ -213,6 +219,7 @@ def compress_layer(
         weight: W, (d_out, d_in), float32 or float64.
         gram: C = E[x x^T] per token, (d_in, d_in).
         spec: method and constraint.
+        kept: nonzeros of every row, for rows that differ (`--allocate`); the spec's own sparsity otherwise.
         backend: "numpy", "native" or "auto".
         threads: for the native backend; results do not depend on it.
 
@@ -223,7 +230,7 @@ def compress_layer(
         ValueError: shapes that clash, NaN or infinity, a group size or pattern that does not divide d_in.
     """
     problem = Problem(weight, gram)
-    constraint = spec.constraint(problem.shape)
+    constraint = spec.constraint(problem.shape, kept=kept)
     if spec.interleaved:
         return _interleaved(problem, spec, backend=backend, threads=threads)
     return _run(problem, constraint, spec, engine=resolve(backend, threads=threads, constraint=constraint))

@@ -110,8 +110,8 @@ def pgd(
 ) -> Run:
     """Run projected gradient descent from a start in the set (or W, with a ramp); Ctrl-C stops it."""
     best = np.empty_like(problem.weight)
-    counts = [
-        ramped(constraint, problem, step=step, ramp=method.ramp).support.descriptor()[1]
+    relaxed = [
+        ramped(constraint, problem, step=step, ramp=method.ramp).support.descriptor()
         for step in range(1, method.ramp)
     ]
     found, objective, objectives, residuals, reason = core().pgd(
@@ -126,7 +126,7 @@ def pgd(
         tol=stop.tol,
         weight_norm=float(np.linalg.norm(problem.weight)),
         ramp=method.ramp,
-        counts=counts,
+        relaxed=relaxed,
         bfloat16=method.products == "bfloat16",
         threads=thread_count(threads),
     )
@@ -148,13 +148,12 @@ def admm(
 ) -> Array:
     """Return the sparse end of a splitting run; Ctrl-C stops it."""
     out = np.empty_like(problem.weight)
-    counts = [step.descriptor()[1] for step in method.supports(support, problem.shape)]
+    supports = [step.descriptor() for step in method.supports(support, problem.shape)]
     core().admm(
         problem.weight,
         np.ascontiguousarray(inverse),
         out,
-        support.descriptor(),
-        counts=counts,
+        supports,
         bfloat16=method.products == "bfloat16",
         threads=thread_count(threads),
     )

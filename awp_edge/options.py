@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .allocate import ALLOCATIONS, require_reachable
 from .artifacts import LinearInfo
 from .constraints import RowSparse, Sparse
 from .errors import UsageError
@@ -26,6 +27,7 @@ class CompressOptions:
         calibration: what was asked for: source, samples, seq_len, seed, order (plain JSON values).
         backend, threads: of the solvers.
         max_memory_bytes: refuse a run whose estimated peak is larger.
+        allocate: "uniform", or a budget for every "layer" or "row" under the global sparsity (`awp_edge/allocate.py`).
         certificate: record what the theory says about every layer (`awp_edge/certificate.py`).
         resume: continue OUT.partial.
     """
@@ -37,6 +39,7 @@ class CompressOptions:
     backend: str = "auto"
     threads: int | None = None
     max_memory_bytes: int | None = None
+    allocate: str = "uniform"
     certificate: bool = True
     resume: bool = False
 
@@ -49,6 +52,8 @@ def fit_spec(options: CompressOptions, layers: Sequence[LinearInfo]) -> Compress
     if not layers:
         raise UsageError("there is no linear layer to compress; give fewer --skip patterns")
     spec = options.spec
+    if options.allocate != "uniform":
+        _check_allocation(options.allocate, spec)
     if spec.bits is not None:
         size = _auto_group_size(layers) if options.auto_group_size else spec.group_size
         spec = replace(spec, group_size=size)
@@ -61,11 +66,21 @@ def fit_spec(options: CompressOptions, layers: Sequence[LinearInfo]) -> Compress
                 f"{layer.name}: {error}; choose a pattern that divides it, or --skip the layer"
             ) from None
         support = constraint.support if isinstance(constraint, Sparse) else None
-        if isinstance(support, RowSparse) and support.k == 0:
+        if isinstance(support, RowSparse) and support.counts == (0,):
             raise UsageError(
                 f"sparsity {spec.sparsity:g} keeps k = 0 of the {shape[1]} weights a row in {layer.name}; ask for less"
             )
     return spec
+
+
+def _check_allocation(allocate: str, spec: CompressSpec) -> None:
+    if allocate not in ALLOCATIONS:
+        raise UsageError(f"--allocate is {', '.join(ALLOCATIONS)}, not {allocate!r}")
+    if spec.kind not in ("pruning", "joint") or spec.pattern != "row":
+        raise UsageError(
+            f"--allocate {allocate} moves zeros between rows: give --sparsity, and no --pattern or --rank"
+        )
+    require_reachable(spec.sparsity)
 
 
 def _auto_group_size(layers: Sequence[LinearInfo]) -> int:

@@ -224,7 +224,7 @@ def _export_bits(shape: tuple[int, int], spec: CompressSpec) -> int:
     if spec.bits is None:
         return 32 * math.prod(shape)
     if has_sparse_form(spec.bits, spec.group_size, interleaved=spec.interleaved):
-        return sparse_bits(shape, kept=spec.support(shape).descriptor()[1], group_size=spec.group_size)
+        return sparse_bits(shape, kept=spec.support(shape).descriptor()[1][0], group_size=spec.group_size)
     return grid_bits(shape, spec.bits, shape[1] // spec.group_size)
 
 
@@ -250,9 +250,9 @@ def _kept(shape: tuple[int, int], spec: CompressSpec) -> int | None:
     constraint = spec.constraint(shape)
     support = constraint.support if isinstance(constraint, Sparse) else None
     if isinstance(support, RowSparse):
-        return support.k
-    descriptor = support.descriptor() if support is not None else ("dense", 0, 0, 0)
-    return shape[1] if descriptor[0] == "dense" else shape[1] * descriptor[1] // descriptor[2]
+        return support.counts[0]
+    descriptor = support.descriptor() if support is not None else ("dense", (0,), 0, 0)
+    return shape[1] if descriptor[0] == "dense" else shape[1] * descriptor[1][0] // descriptor[2]
 
 
 def _left_alone(folder: ModelFolder, stack: str, layers: Sequence[LinearInfo]) -> tuple[str, ...]:

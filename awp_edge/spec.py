@@ -75,8 +75,10 @@ class CompressSpec:
         """Return the same of K/64 once the inputs are in the order of the blocks: K:64."""
         return replace(self, pattern=self.pattern.replace("/", ":"))
 
-    def support(self, shape: tuple[int, int]) -> Support:
-        """Return the support of a (d_out, d_in) layer."""
+    def support(self, shape: tuple[int, int], *, kept: tuple[int, ...] | None = None) -> Support:
+        """Return the support of a (d_out, d_in) layer; `kept` are its rows' own budgets where one was set for each."""
+        if kept is not None:
+            return RowSparse(kept)
         if self.pattern != "row":
             first, separator, second = _parse_pattern(self.pattern)
             return NM(first, second) if separator == ":" else BalancedBlock(first, second)
@@ -85,8 +87,8 @@ class CompressSpec:
         # Six decimals undo what binary floats make of 0.3, so that halves round up.
         return RowSparse(int(np.floor(round((1 - self.sparsity) * shape[1], 6) + 0.5)))
 
-    def constraint(self, shape: tuple[int, int]) -> Sparse | LowRank:
-        """Return the constraint of a (d_out, d_in) layer.
+    def constraint(self, shape: tuple[int, int], *, kept: tuple[int, ...] | None = None) -> Sparse | LowRank:
+        """Return the constraint of a (d_out, d_in) layer; `kept` as for `support`.
 
         Raises:
             ValueError: a group size or pattern that does not divide d_in.
@@ -94,7 +96,7 @@ class CompressSpec:
         if self.rank is not None:
             return LowRank(self.rank_for(shape))
         grid = Reals() if self.bits is None else IntGrid(self.bits, self.group_size, half_scales=True)
-        constraint = Sparse(self.support(shape), grid)
+        constraint = Sparse(self.support(shape, kept=kept), grid)
         constraint.check(shape)
         return constraint
 

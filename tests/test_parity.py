@@ -52,7 +52,8 @@ def family(kind: type, d: int) -> list[Support]:
         return sorted({0, 1, n // 2, n - 1, n} & set(range(n + 1)))
 
     if kind is RowSparse:
-        return [RowSparse(k) for k in ends(d)]
+        each = tuple(i * d // (ROWS - 1) for i in range(ROWS))
+        return [*(RowSparse(k) for k in ends(d)), RowSparse(each)]
     if kind is BlockSparse:
         tiles = [(3, cols) for cols in divisors(d)[-3:-1]] + [(1, divisors(d)[-1])]
         return [BlockSparse(rows, cols, k) for rows, cols in tiles for k in ends(d // cols)]

@@ -31,6 +31,10 @@ class BlockCall:
             out = block(hidden, *self.args, **self.kwargs)
         return out[0] if isinstance(out, tuple) else out
 
+    def owned(self) -> BlockCall:
+        """Return the same call with tensors that a backward pass may keep."""
+        return BlockCall(_map(_owned, self.args), _map(_owned, dict(self.kwargs)), self.hidden_name)
+
     def same(self, other: BlockCall) -> bool:
         """Return whether the arguments are equal, entry by entry."""
         return _equal((self.args, dict(self.kwargs)), (other.args, dict(other.kwargs)))
@@ -104,7 +108,7 @@ class _Recorder:
             self.first = self._hidden
         others = {key: value for key, value in kwargs.items() if key != name}
         self.calls.append(BlockCall(args[1:], others, name))
-        return _map(_without_data, args), _map(_without_data, kwargs)
+        return without_data(args), without_data(kwargs)
 
     def leave_block(self, block: nn.Module, args: Any, output: Any) -> Any:
         self._seen.clear()
@@ -138,8 +142,13 @@ def _map(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-def _without_data(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
+def without_data(value: Any) -> Any:
+    """Return arguments with every tensor moved to the meta device."""
+    return _map(lambda item: item.to("meta") if isinstance(item, torch.Tensor) else item, value)
+
+
+def _owned(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .. import native
 from ..artifacts import Gram
 from ..errors import AwpError
-from .request import TOKEN_WEIGHTS
 
 PRODUCTS = ("float32", "bfloat16")
 _FLUSH_TOKENS = 8192
@@ -23,7 +23,7 @@ class GramAccumulator:
         d_in: the input's width.
         products: "bfloat16" rounds x to bfloat16 first (sums stay float32) where the native core can; "float32".
         token_weights: "norm" gives every token the weight 1 / ||x||^2, so that a few tokens with massive activations do
-            not decide what C is; "uniform".
+            not decide what C is; an array holds the weights of all tokens in order; "uniform".
         threads: of the native core; None takes all.
 
     Memory: 8 d_in^2 bytes, and 4 d_in^2 more without the native core. Cost: n d_in^2 multiply-adds.
@@ -35,17 +35,15 @@ class GramAccumulator:
         d_in: int,
         *,
         products: str = "float32",
-        token_weights: str = "uniform",
+        token_weights: str | NDArray[np.float32] = "uniform",
         threads: int | None = None,
     ) -> None:
         if products not in PRODUCTS:
             raise ValueError(f"products must be one of {', '.join(PRODUCTS)}, got {products!r}")
-        if token_weights not in TOKEN_WEIGHTS:
-            raise ValueError(
-                f"token weights must be one of {', '.join(TOKEN_WEIGHTS)}, got {token_weights!r}"
-            )
+        if isinstance(token_weights, str) and token_weights not in ("uniform", "norm"):
+            raise ValueError(f"token weights must be uniform, norm or an array, got {token_weights!r}")
         self._name, self._products, self._threads = name, products, threads
-        self._by_norm, self._weight = token_weights == "norm", 0.0
+        self._token_weights, self._weight = token_weights, 0.0
         self._total = np.zeros((d_in, d_in))
         self._partial: torch.Tensor | None = None if native.available() else torch.zeros((d_in, d_in))
         self._pending = 0
@@ -54,8 +52,8 @@ class GramAccumulator:
     def add(self, x: torch.Tensor) -> None:
         """Add the tokens of x (..., d_in), float32."""
         rows = x.detach().reshape(-1, x.shape[-1])
-        self.n_tokens += rows.shape[0]
         rows = self._weighted(rows)
+        self.n_tokens += rows.shape[0]
         if self._partial is None:
             native.gram(rows.numpy(), self._total, products=self._products, threads=self._threads)
             return
@@ -75,11 +73,15 @@ class GramAccumulator:
 
     def _weighted(self, rows: torch.Tensor) -> torch.Tensor:
         """Return sqrt(w) x for every token and add the weights up; a token of zeros weighs nothing."""
-        if not self._by_norm:
+        if isinstance(self._token_weights, str) and self._token_weights == "uniform":
             self._weight += rows.shape[0]
             return rows
-        squares = rows.square().sum(dim=1, dtype=torch.float64)
-        weights = torch.where(squares > 0, 1 / squares, 0.0)
+        if isinstance(self._token_weights, str):
+            squares = rows.square().sum(dim=1, dtype=torch.float64)
+            weights = torch.where(squares > 0, 1 / squares, 0.0)
+        else:
+            given = self._token_weights[self.n_tokens : self.n_tokens + rows.shape[0]]
+            weights = torch.from_numpy(given.astype(np.float64))
         self._weight += float(weights.sum())
         return rows * weights.sqrt().to(rows.dtype)[:, None]
 

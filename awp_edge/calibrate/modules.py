@@ -86,6 +86,16 @@ class Skeleton:
         names = [name for name in base.state_dict() if not name.startswith(stack)]
         return revive(self.model, base, {name: self.read(prefix + name) for name in names}, below=stack)
 
+    def around(self) -> Any:
+        """Return a copy of the whole model in which all but the block stack is alive: `outside` with the head."""
+        model, tensors = copy.deepcopy(self.model), self._tensors
+        names = [name for name in model.state_dict() if not name.startswith(f"{self.stack_name}.")]
+        found = {name: find_key(tensors, name, model.base_model_prefix) for name in names}
+        state = {name: as_tensor(self.folder.tensor(key, finite=True)) for name, key in found.items() if key}
+        revive(model, model, state, below=f"{self.stack_name}.")
+        model.tie_weights()
+        return model
+
     def blocks_of(self, base: nn.Module) -> nn.ModuleList:
         """Return the block stack of a copy of the base model."""
         stack = base.get_submodule(self._in_base(self.stack_name))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SELF = "self"
 TOKENS_FILE = "tokens.npy"
-TOKEN_WEIGHTS = ("uniform", "norm")
+TOKEN_WEIGHTS = ("uniform", "norm", "loss")
 _DEFAULT_SIZE = {SELF: (16, 1024)}
 _TEXT_SIZE = (64, 2048)
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -40,7 +40,8 @@ class CalibrationRequest:
         seed: draws the windows, or the text of self; None takes the first windows, for self seed 0.
         order: "sequential" or "one-shot".
         products: of the Gram matrices, "float32" or "bfloat16".
-        token_weights: of the Gram matrices: "uniform", or "norm" for 1 / ||x||^2.
+        token_weights: of the Gram matrices: "uniform", "norm" for 1 / ||x||^2, or "loss" for 1 + ||g|| / mean ||g||
+            with g the loss gradient at the outputs.
         skip: shell patterns of linears to leave alone.
         threads: None leaves torch's setting.
         statistics: a folder to save one-shot statistics in, or to take them from.
@@ -86,7 +87,7 @@ def open_statistics(
     if asked.order not in ("sequential", "one-shot"):
         raise UsageError(f"the order of calibration is sequential or one-shot, not {asked.order!r}")
     if asked.token_weights not in TOKEN_WEIGHTS:
-        raise UsageError(f"--token-weights is {' or '.join(TOKEN_WEIGHTS)}, not {asked.token_weights!r}")
+        raise UsageError(f"--token-weights is {', '.join(TOKEN_WEIGHTS)}, not {asked.token_weights!r}")
     if asked.statistics is None:
         return _stream(folder, asked, state, say=say)
     if asked.order != "one-shot":

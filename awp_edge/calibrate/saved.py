@@ -1,6 +1,7 @@
 """Gram matrices in a folder: written while a dense model is streamed, read again by later runs without a forward pass.
 
 manifest.json    model hash, calibration, every linear of every block, SHA-256 of the files; written last
+sensitivity-000.safetensors    what the loss gradient says of a block, where it was asked for
 block-000.safetensors    C (d_in, d_in) float32 of every distinct input, by the name of its first linear
 """
 
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import Gram, LinearInfo
+from ..artifacts import Gram, LinearInfo, Sensitivity
 from ..errors import AwpError
 from ..models import ModelFolder
 from ..storage import TensorFile, file_sha256, read_json, write_json, write_tensors, writing
@@ -39,6 +40,7 @@ class DenseStream(Protocol):
     def weight(self, name: str) -> NDArray[np.float32]: ...
     def is_transposed(self, name: str) -> bool: ...
     def statistics(self, block: int) -> Mapping[str, Gram]: ...
+    def sensitivity(self, block: int) -> Sensitivity: ...
     def advance(self, block: int, weights: Weights) -> None: ...
 
 
@@ -89,12 +91,23 @@ class SavedStatistics:
 
     def statistics(self, block: int) -> Mapping[str, Gram]:
         """Read the Gram matrices of a block. Raises: AwpError where its file is missing or has changed."""
-        path = self._directory / block_name(block)
-        if not path.is_file() or file_sha256(path) != self._manifest["files"].get(path.name):
+        file = TensorFile(self._checked(block_name(block)))
+        return {name: Gram(file.tensor(name), self._manifest["n_tokens"]) for name in file.names()}
+
+    def sensitivity(self, block: int) -> Sensitivity:
+        """Read a block's sensitivity. Raises: AwpError where it was not saved, is missing or has changed."""
+        if sensitivity_name(block) not in self._manifest["files"]:
+            raise AwpError(
+                f"{self._directory} was saved without loss gradients; give --allocate an empty --statistics folder"
+            )
+        return read_sensitivity(self._checked(sensitivity_name(block)))
+
+    def _checked(self, name: str) -> Path:
+        path = self._directory / name
+        if not path.is_file() or file_sha256(path) != self._manifest["files"].get(name):
             state = "has changed" if path.is_file() else "is missing"
             raise AwpError(f"{path} {state}; delete {self._directory} and calibrate again")
-        file = TensorFile(path)
-        return {name: Gram(file.tensor(name), self._manifest["n_tokens"]) for name in file.names()}
+        return path
 
     def advance(self, block: int, weights: Weights) -> None:
         """Do nothing: the statistics of every block are there already."""
@@ -128,6 +141,12 @@ class SavingStatistics:
         write_tensors(self._directory / block_name(block), matrices)
         return grams
 
+    def sensitivity(self, block: int) -> Sensitivity:
+        """Compute, save and return a block's sensitivity."""
+        found = self._stream.sensitivity(block)
+        write_sensitivity(self._directory / sensitivity_name(block), found)
+        return found
+
     def advance(self, block: int, weights: Weights) -> None:
         """Go on to the next block; after the last one the set is complete."""
         self._stream.advance(block, weights)
@@ -136,7 +155,8 @@ class SavingStatistics:
 
     def _complete(self) -> None:
         linears = [[_entry(info) for info in self._stream.linears(block)] for block in range(self.n_blocks)]
-        files = [self._directory / block_name(block) for block in range(self.n_blocks)]
+        names = [name(block) for block in range(self.n_blocks) for name in (block_name, sensitivity_name)]
+        files = [self._directory / name for name in names if (self._directory / name).is_file()]
         manifest = {
             "schema_version": SCHEMA_VERSION, "kind": KIND, "model_hash": self._folder.hash(),
             "calibration": dict(self.calibration), "n_tokens": self._stream.n_tokens, "linears": linears,
@@ -149,6 +169,27 @@ class SavingStatistics:
 def block_name(block: int) -> str:
     """Return the file of a block's statistics."""
     return f"block-{block:03d}.safetensors"
+
+
+def sensitivity_name(block: int) -> str:
+    """Return the file of a block's sensitivity."""
+    return f"sensitivity-{block:03d}.safetensors"
+
+
+def write_sensitivity(path: Path, found: Sensitivity) -> None:
+    """Write a block's sensitivity: tensors gram/INPUT, rows/LINEAR and tokens/INPUT."""
+    parts = {"gram": found.gram, "rows": found.rows, "tokens": found.tokens}
+    write_tensors(path, {f"{part}/{name}": array for part, of in parts.items() for name, array in of.items()})
+
+
+def read_sensitivity(path: Path) -> Sensitivity:
+    """Read what `write_sensitivity` wrote."""
+    file = TensorFile(path)
+    parts: dict[str, dict[str, NDArray[np.float32]]] = {"gram": {}, "rows": {}, "tokens": {}}
+    for key in file.names():
+        part, _, name = key.partition("/")
+        parts[part][name] = file.tensor(key)
+    return Sensitivity(**parts)
 
 
 def _entry(info: LinearInfo) -> dict[str, Any]:

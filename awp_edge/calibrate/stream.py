@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..artifacts import Gram, LinearInfo
+from ..artifacts import Gram, LinearInfo, Sensitivity
 from ..errors import AwpError
 from ..models import ModelFolder
 from .capture import BlockCall, Capture, capture, linear_infos
 from .gram import GramAccumulator
 from .hidden import HiddenReader, HiddenWriter, hidden_writer
 from .modules import Skeleton
+from .sensitivity import DensePass, sensitivity
 from .threads import torch_threads
 
 BATCH_TOKENS = 2048
@@ -35,7 +36,7 @@ class StreamOptions:
         one_shot: statistics of the dense model; otherwise of the blocks compressed so far.
         products: of the Gram matrices, "float32" or "bfloat16".
         skip: shell patterns of linears to leave alone.
-        token_weights: of the Gram matrices, "uniform" or "norm".
+        token_weights: of the Gram matrices, "uniform", "norm" or "loss".
         threads: of torch and of the native core; None leaves torch's setting and takes all cores.
     """
 
@@ -103,7 +104,7 @@ class BlockStream:
                 name,
                 width,
                 products=options.products,
-                token_weights=options.token_weights,
+                token_weights=self._token_weights(block, name),
                 threads=options.threads,
             )
             for name, width in widths.items()
@@ -112,6 +113,32 @@ class BlockStream:
         with _inputs_to({module.get_submodule(paths[name]): grams[name].add for name in grams}):
             self._pass(block, module, write=options.one_shot)
         return {name: gram.result() for name, gram in grams.items()}
+
+    def sensitivity(self, block: int) -> Sensitivity:
+        """Return how much the dense model's loss minds errors in a block. Raises: as `sensitivity.sensitivity`."""
+        tokens, state = self._tokens, self._state
+        run = DensePass(
+            self._skeleton,
+            tokens,
+            batch=self._batch,
+            first=self._first,
+            infos=self._infos,
+            state=state,
+            threads=self._options.threads,
+        )
+        return sensitivity(run, block)
+
+    def _token_weights(self, block: int, name: str) -> str | NDArray[np.float32]:
+        """Return the weights of the tokens of an input: for "loss", half of the total follows the gradient norms.
+
+        Norms, not squares: with the squares a few tokens, the attention sink first of all, make C nearly singular.
+        """
+        if self._options.token_weights != "loss":
+            return self._options.token_weights
+        shares = self.sensitivity(block).tokens[name]
+        weights = np.ones(self.n_tokens, dtype=np.float32)
+        weights[: len(shares)] += shares * (self.n_tokens / len(shares))
+        return weights
 
     def advance(self, block: int, weights: Weights) -> None:
         """Write the next block's inputs: sequential ones with the compressed weights in place."""

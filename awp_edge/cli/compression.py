@@ -96,8 +96,9 @@ class SpecChoice(Options):
     token_weights: Annotated[
         str,
         typer.Option(
-            metavar="uniform|norm",
-            help="Weigh tokens alike, or by 1/||x||^2: better below 4 bits, where a few huge tokens decide.",
+            metavar="uniform|norm|loss",
+            help="Weigh tokens alike; by 1/||x||^2: better below 4 bits, where a few huge tokens decide; or "
+            "also by the loss gradient at the outputs.",
         ),
     ] = "uniform"
     statistics: Annotated[
@@ -107,6 +108,13 @@ class SpecChoice(Options):
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Leave linears of this name pattern; may be repeated."),
     ] = None
+    allocate: Annotated[
+        str,
+        typer.Option(
+            metavar="uniform|layer|row",
+            help="Spend the zeros evenly, or where the loss minds them least: per matrix, or (better) per row.",
+        ),
+    ] = "uniform"
     effort: Annotated[str, typer.Option(metavar="|".join(EFFORTS), help="Time against quality.")] = "default"
     backend: Annotated[str, typer.Option(metavar="auto|numpy|native", help="Who solves.")] = "auto"
     threads: Annotated[
@@ -154,6 +162,7 @@ class SpecChoice(Options):
             | {"source": Path(asked.source).name},
             backend=self.backend,
             threads=self.threads,
+            allocate=self.allocate,
             certificate=self.certificate,
             max_memory_bytes=None if self.max_memory is None else int(self.max_memory * 1e9),
             resume=resume,

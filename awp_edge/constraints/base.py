@@ -12,8 +12,8 @@ from ..problem import Array
 
 Mask = NDArray[np.bool_]
 Shape = tuple[int, int]
-#: (name, three integers): all that the native core needs to know of a support.
-Descriptor = tuple[str, int, int, int]
+#: (name, counts, two integers): all that the native core needs to know of a support; one count stands for every row.
+Descriptor = tuple[str, tuple[int, ...], int, int]
 
 
 @dataclass(frozen=True)

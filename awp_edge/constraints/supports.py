@@ -43,30 +43,48 @@ class Dense:
 
     def descriptor(self) -> Descriptor:
         """Return the native core's name and parameters of this support."""
-        return "dense", 0, 0, 0
+        return "dense", (0,), 0, 0
 
 
 @dataclass(frozen=True)
 class RowSparse:
-    """Allow at most k nonzeros in every row: {||Theta_i||_0 <= k} (AWP, equation 6)."""
+    """Allow at most k nonzeros in every row: {||Theta_i||_0 <= k_i} (AWP, equation 6, with a budget for each row).
 
-    k: int
+    k: one number for every row, or a tuple with one for each, so that a global budget can go where it matters.
+    """
+
+    k: int | tuple[int, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Return k as a tuple, of one number where it is the same for every row."""
+        return self.k if isinstance(self.k, tuple) else (self.k,)
 
     def check(self, shape: Shape) -> None:
-        """Raise ValueError unless 0 <= k <= d_in."""
-        _check_count(self.k, shape[1], what="k (nonzeros per row)")
+        """Raise ValueError unless 0 <= k <= d_in, for as many rows as there are."""
+        if isinstance(self.k, tuple) and len(self.k) != shape[0]:
+            raise ValueError(f"k is given for {len(self.k)} rows, the matrix has {shape[0]}")
+        for k in (min(self.counts), max(self.counts)):
+            _check_count(k, shape[1], what="k (nonzeros per row)")
 
     def select(self, gain: Array) -> Mask:
         """Keep the k largest gains of every row."""
-        return top_k(gain, self.k)
+        if not isinstance(self.k, tuple):
+            return top_k(gain, self.k)
+        counts, mask = np.array(self.k), np.empty(gain.shape, dtype=np.bool_)
+        for k in np.unique(counts):
+            mask[counts == k] = top_k(gain[counts == k], int(k))
+        return mask
 
     def at(self, fraction: float, shape: Shape) -> RowSparse:
-        """Return the row support with k on the way from d_in."""
-        return replace(self, k=_between(shape[1], self.k, fraction))
+        """Return the row support with every k on the way from d_in."""
+        if not isinstance(self.k, tuple):
+            return replace(self, k=_between(shape[1], self.k, fraction))
+        return replace(self, k=tuple(_between(shape[1], k, fraction) for k in self.k))
 
     def descriptor(self) -> Descriptor:
         """Return the native core's name and parameters of this support."""
-        return "row", self.k, 0, 0
+        return "row", self.counts, 0, 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +110,7 @@ class NM:
 
     def descriptor(self) -> Descriptor:
         """Return the native core's name and parameters of this support."""
-        return "nm", self.n, self.m, 0
+        return "nm", (self.n,), self.m, 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,7 @@ class BalancedBlock:
 
     def descriptor(self) -> Descriptor:
         """Return the native core's name and parameters of this support."""
-        return "balanced", self.k, self.block, 0
+        return "balanced", (self.k,), self.block, 0
 
 
 @dataclass(frozen=True)
@@ -161,4 +179,4 @@ class BlockSparse:
 
     def descriptor(self) -> Descriptor:
         """Return the native core's name and parameters of this support."""
-        return "block", self.k, self.rows, self.cols
+        return "block", (self.k,), self.rows, self.cols

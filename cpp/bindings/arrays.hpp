@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include "awp/grid.hpp"
 
@@ -13,7 +14,7 @@ template <class T> using In =
     nanobind::ndarray<const T, nanobind::numpy, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
 template <class T> using Out =
     nanobind::ndarray<T, nanobind::numpy, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
-using Descriptor = std::tuple<std::string, std::size_t, std::size_t, std::size_t>;
+using Descriptor = std::tuple<std::string, std::vector<std::size_t>, std::size_t, std::size_t>;
 // Scales, zero points, group size and the largest code.
 template <class T> using GridArrays = std::tuple<In<T>, In<std::uint8_t>, std::size_t, int>;
 template <class T> using GridParts = std::optional<GridArrays<T>>;

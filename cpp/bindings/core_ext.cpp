@@ -22,6 +22,12 @@ Support support_of(const Descriptor& d) {
   return make_support(std::get<0>(d), std::get<1>(d), std::get<2>(d), std::get<3>(d));
 }
 
+std::vector<Support> supports_of(const std::vector<Descriptor>& descriptors) {
+  std::vector<Support> supports;
+  for (const Descriptor& descriptor : descriptors) supports.push_back(support_of(descriptor));
+  return supports;
+}
+
 template <class T> SparseSet<T> set_of(const Descriptor& descriptor, const GridParts<T>& parts) {
   SparseSet<T> set{support_of(descriptor), std::nullopt};
   if (parts) {
@@ -51,13 +57,13 @@ template <class T> void bind(nb::module_& m) {
     const Mask to{reinterpret_cast<std::uint8_t*>(mask.data()), from.rows, from.cols};
     const Support support = support_of(descriptor);
     for_tiles(from.rows, support, threads, [&](std::size_t first, std::size_t count) {
-      select<T>(support, from.strip(first, count), to.strip(first, count));
+      select<T>(support, from.strip(first, count), to.strip(first, count), first);
     });
   }, nb::arg("gain").noconvert(), nb::arg("mask").noconvert(), "support"_a, "threads"_a,
   "Write the mask of the largest total gain.");
 
   m.def("encode", [](In<T> z, Out<std::uint8_t> codes, const GridParts<T>& grid, std::size_t threads) {
-    const SparseSet<T> set = set_of<T>({"dense", 0, 0, 0}, grid);
+    const SparseSet<T> set = set_of<T>({"dense", {0}, 0, 0}, grid);
     const View<const T> from = view(z);
     const View<std::uint8_t> to = view(codes);
     for_tiles(from.rows, set.support, threads, [&](std::size_t first, std::size_t count) {
@@ -79,9 +85,9 @@ template <class T> void bind(nb::module_& m) {
 
   m.def("pgd", [](In<T> weight, In<T> gram, In<T> start, Out<T> best, const Descriptor& descriptor,
                   const GridParts<T>& grid, double step, std::size_t max_iter, double tol, double weight_norm,
-                  std::size_t ramp, std::vector<std::size_t> counts, bool bfloat16_products, std::size_t threads) {
+                  std::size_t ramp, const std::vector<Descriptor>& relaxed, bool bfloat16_products, std::size_t threads) {
     const SparseSet<T> set = set_of<T>(descriptor, grid);
-    const PgdOptions options{step, max_iter, tol, weight_norm, ramp, std::move(counts), bfloat16_products, threads,
+    const PgdOptions options{step, max_iter, tol, weight_norm, ramp, supports_of(relaxed), bfloat16_products, threads,
                              check_signals};
     PgdRun run;
     {
@@ -92,7 +98,7 @@ template <class T> void bind(nb::module_& m) {
                       std::string(name(run.reason)));
   }, nb::arg("weight").noconvert(), nb::arg("gram").noconvert(), nb::arg("start").noconvert(),
   nb::arg("best").noconvert(), "support"_a, "grid"_a.none(), nb::kw_only(), "step"_a, "max_iter"_a, "tol"_a,
-  "weight_norm"_a, "ramp"_a, "counts"_a, "bfloat16"_a, "threads"_a,
+  "weight_norm"_a, "ramp"_a, "relaxed"_a, "bfloat16"_a, "threads"_a,
   "Run projected gradient descent; return (found, objective, objectives, residuals, reason).");
 
   m.def("invert", [](Out<T> matrix, std::size_t threads) {
@@ -100,13 +106,13 @@ template <class T> void bind(nb::module_& m) {
     invert<T>(view(matrix), threads);
   }, nb::arg("matrix").noconvert(), "threads"_a, "Overwrite a symmetric positive definite matrix by its inverse.");
 
-  m.def("admm", [](In<T> weight, In<T> inverse, Out<T> out, const Descriptor& descriptor,
-                   std::vector<std::size_t> counts, bool bfloat16_products, std::size_t threads) {
-    const AdmmOptions options{std::move(counts), bfloat16_products, threads, check_signals};
+  m.def("admm", [](In<T> weight, In<T> inverse, Out<T> out, const std::vector<Descriptor>& supports,
+                   bool bfloat16_products, std::size_t threads) {
+    const AdmmOptions options{supports_of(supports), bfloat16_products, threads, check_signals};
     const nb::gil_scoped_release unlocked;
-    admm<T>(view(weight), view(inverse), support_of(descriptor), options, view(out));
-  }, nb::arg("weight").noconvert(), nb::arg("inverse").noconvert(), nb::arg("out").noconvert(), "support"_a,
-  nb::kw_only(), "counts"_a, "bfloat16"_a, "threads"_a, "Write the sparse end of a splitting run.");
+    admm<T>(view(weight), view(inverse), options, view(out));
+  }, nb::arg("weight").noconvert(), nb::arg("inverse").noconvert(), nb::arg("out").noconvert(),
+  "supports"_a, nb::kw_only(), "bfloat16"_a, "threads"_a, "Write the sparse end of a splitting run.");
 
   m.def("refit", [](In<T> weight, In<T> gram, In<bool> mask, Out<T> theta, std::size_t steps, std::size_t threads) {
     std::vector<double> objectives(weight.shape(0));

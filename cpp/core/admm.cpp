@@ -23,8 +23,8 @@ template <class T> struct Scratch {
 
 template <class T> class Splitting {
  public:
-  Splitting(View<const T> weight, View<const T> inverse, const Support& support, const AdmmOptions& options)
-      : weight_(weight), support_(support), options_(options), pool_(options.threads), scratch_(pool_.threads()) {
+  Splitting(View<const T> weight, View<const T> inverse, const AdmmOptions& options)
+      : weight_(weight), options_(options), pool_(options.threads), scratch_(pool_.threads()) {
     if constexpr (sizeof(T) == 4) {
       if (options.bfloat16_products) rounded_.emplace(pack<bfloat16>(inverse, pool_));
     }
@@ -32,26 +32,26 @@ template <class T> class Splitting {
   }
 
   void run(View<T> out) {
-    const std::size_t rows = weight_.rows, tile = tile_rows(rows, support_);
+    const std::size_t rows = weight_.rows, tile = tile_rows(rows, options_.supports.back());
     pool_.parallel_for((rows + tile - 1) / tile, [&](std::size_t t, std::size_t thread) {
       const std::size_t first = t * tile, count = std::min(tile, rows - first);
-      run_tile(weight_.strip(first, count), out.strip(first, count), thread);
+      run_tile(weight_.strip(first, count), out.strip(first, count), first, thread);
     });
   }
 
  private:
-  void run_tile(View<const T> weight, View<T> out, std::size_t thread) {
+  void run_tile(View<const T> weight, View<T> out, std::size_t first, std::size_t thread) {
     Scratch<T>& scratch = scratch_[thread];
     const std::size_t size = weight.size();
     scratch.reserve(size);
     T* v = scratch.v.data();
     std::copy_n(weight.data, size, v);
     std::vector<Key<T>> hints(weight.rows);
-    for (std::size_t step = 0; step < options_.counts.size(); ++step) {
-      const bool last = step + 1 == options_.counts.size();
+    for (std::size_t step = 0; step < options_.supports.size(); ++step) {
+      const bool last = step + 1 == options_.supports.size();
       const View<T> z = last ? out : View<T>{scratch.z.data(), weight.rows, weight.cols};
-      const SparseSet<T> set{with_count(support_, options_.counts[step]), std::nullopt};
-      project<T>(set, {v, weight.rows, weight.cols}, z, 0, scratch.project, hints.data());
+      const SparseSet<T> set{options_.supports[step], std::nullopt};
+      project<T>(set, {v, weight.rows, weight.cols}, z, first, scratch.project, hints.data());
       if (last) break;
       advance(weight, z.data, scratch);
       if (thread == 0 && options_.checkpoint) options_.checkpoint();
@@ -75,7 +75,6 @@ template <class T> class Splitting {
   }
 
   View<const T> weight_;
-  const Support& support_;
   const AdmmOptions& options_;
   ThreadPool pool_;
   std::vector<Scratch<T>> scratch_;
@@ -86,12 +85,11 @@ template <class T> class Splitting {
 }  // namespace
 
 template <class T>
-void admm(View<const T> weight, View<const T> inverse, const Support& support, const AdmmOptions& options,
-          View<T> out) {
-  Splitting<T>(weight, inverse, support, options).run(out);
+void admm(View<const T> weight, View<const T> inverse, const AdmmOptions& options, View<T> out) {
+  Splitting<T>(weight, inverse, options).run(out);
 }
 
-template void admm(View<const float>, View<const float>, const Support&, const AdmmOptions&, View<float>);
-template void admm(View<const double>, View<const double>, const Support&, const AdmmOptions&, View<double>);
+template void admm(View<const float>, View<const float>, const AdmmOptions&, View<float>);
+template void admm(View<const double>, View<const double>, const AdmmOptions&, View<double>);
 
 }  // namespace awp

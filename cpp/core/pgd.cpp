@@ -164,7 +164,7 @@ PgdRun pgd(const LayerProblem<T>& problem, View<const T> start, const SparseSet<
   for (std::size_t t = 0;; ++t) {
     const bool exact = all_exact || t == 0 || t >= last_quarter, feasible = t >= options.ramp;
     const View<T> next = t < options.max_iter ? iterates.next() : View<T>{};
-    const Support support = t + 1 < options.ramp ? with_count(set.support, options.counts.at(t)) : set.support;
+    const Support& support = t + 1 < options.ramp ? options.relaxed.at(t) : set.support;
     const Sums sums = stepper.evaluate(iterates.current, support, next, exact);
     const double objective = 0.5 * sums.inner, residual = ratio(std::sqrt(sums.square), options.weight_norm);
     run.objectives.push_back(objective);

@@ -44,7 +44,7 @@ void project(const SparseSet<T>& set, View<const T> z, View<T> out, std::size_t 
       values = rounded;
     }
     if (!std::holds_alternative<Dense>(set.support)) fill_gain(from, values, gain, size);
-    select<T>(set.support, {gain, rows, d}, {mask, rows, d}, hints ? hints + first : nullptr);
+    select<T>(set.support, {gain, rows, d}, {mask, rows, d}, first_row + first, hints ? hints + first : nullptr);
     T* to = out.row(first);
     // + 0 turns a kept -0 into 0.
     for (std::size_t j = 0; j < size; ++j) to[j] = (mask[j] ? values[j] : T(0)) + T(0);

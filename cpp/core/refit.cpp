@@ -38,7 +38,7 @@ template <class T> class Refit {
   }
 
   void run(const Rows<T>& all, double* objectives) {
-    const std::size_t rows = all.weight.rows, tile = tile_rows(rows, RowSparse{0});
+    const std::size_t rows = all.weight.rows, tile = tile_rows(rows, RowSparse{{0}});
     pool_.parallel_for((rows + tile - 1) / tile, [&](std::size_t t, std::size_t thread) {
       const std::size_t first = t * tile, count = std::min(tile, rows - first);
       const Rows<T> part{all.weight.strip(first, count), all.mask.strip(first, count), all.theta.strip(first, count)};

@@ -4,16 +4,18 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace awp {
 
-Support make_support(const std::string& kind, std::size_t a, std::size_t b, std::size_t c) {
+Support make_support(const std::string& kind, std::vector<std::size_t> counts, std::size_t a, std::size_t b) {
+  if (counts.empty()) throw std::invalid_argument("a support needs a count");
   if (kind == "dense") return Dense{};
-  if (kind == "row") return RowSparse{a};
-  if (kind == "nm") return NM{a, b};
-  if (kind == "balanced") return BalancedBlock{a, b};
-  if (kind == "block") return BlockSparse{a, b, c};
+  if (kind == "row") return RowSparse{std::move(counts)};
+  if (kind == "nm") return NM{counts[0], a};
+  if (kind == "balanced") return BalancedBlock{counts[0], a};
+  if (kind == "block") return BlockSparse{counts[0], a, b};
   throw std::invalid_argument("the native core does not know the support '" + kind + "'");
 }
 
@@ -229,27 +231,20 @@ template <class T> void select_blocks(View<const T> gain, Mask mask, const Block
 
 }  // namespace
 
-Support with_count(const Support& support, std::size_t count) {
-  return std::visit(Cases{[](Dense s) -> Support { return s; },
-                          [=](RowSparse) -> Support { return RowSparse{count}; },
-                          [=](NM s) -> Support { return NM{count, s.m}; },
-                          [=](BalancedBlock s) -> Support { return BalancedBlock{count, s.block}; },
-                          [=](BlockSparse s) -> Support { return BlockSparse{count, s.rows, s.cols}; }},
-                    support);
-}
-
 std::size_t strip_rows(const Support& support) {
   if (const auto* blocks = std::get_if<BlockSparse>(&support)) return blocks->rows;
   return std::holds_alternative<NM>(support) || std::holds_alternative<BalancedBlock>(support) ? kStrip : 1;
 }
 
-template <class T> void select(const Support& support, View<const T> gain, Mask mask, Key<T>* hints) {
+template <class T>
+void select(const Support& support, View<const T> gain, Mask mask, std::size_t first_row, Key<T>* hints) {
   const std::size_t d = gain.cols;
   std::visit(Cases{[&](Dense) { std::memset(mask.data, 1, mask.size()); },
-                   [&](RowSparse s) {
+                   [&](const RowSparse& s) {
                      std::vector<Key<T>> keys(d);
                      for (std::size_t i = 0; i < gain.rows; ++i)
-                       select_row(gain.row(i), mask.row(i), d, s.k, keys.data(), hints ? hints + i : nullptr);
+                       select_row(gain.row(i), mask.row(i), d, s.count(first_row + i), keys.data(),
+                                  hints ? hints + i : nullptr);
                    },
                    [&](NM s) {
                      const std::size_t groups = d / s.m;
@@ -263,7 +258,7 @@ template <class T> void select(const Support& support, View<const T> gain, Mask 
              support);
 }
 
-template void select(const Support&, View<const float>, Mask, Key<float>*);
-template void select(const Support&, View<const double>, Mask, Key<double>*);
+template void select(const Support&, View<const float>, Mask, std::size_t, Key<float>*);
+template void select(const Support&, View<const double>, Mask, std::size_t, Key<double>*);
 
 }  // namespace awp

@@ -23,9 +23,9 @@ Outcome<T> solve(const Layer<T>& layer, const SparseSet<T>& set, std::size_t thr
   std::vector<T> start(layer.weight.size()), theta(start.size());
   ProjectScratch<T> scratch;
   project<T>(set, {layer.weight.data(), layer.rows, layer.d}, {start.data(), layer.rows, layer.d}, 0, scratch);
-  std::vector<std::size_t> counts;
-  for (std::size_t step = 1; step < ramp; ++step) counts.push_back(layer.d - step);
-  const PgdOptions options{1 / layer.norm(layer.gram), 20, 1e-6, layer.norm(layer.weight), ramp, counts,
+  std::vector<Support> relaxed;
+  for (std::size_t step = 1; step < ramp; ++step) relaxed.push_back(RowSparse{{layer.d - step}});
+  const PgdOptions options{1 / layer.norm(layer.gram), 20, 1e-6, layer.norm(layer.weight), ramp, relaxed,
                            bfloat16_products, threads, nullptr};
   PgdRun run = pgd<T>(layer.problem(), {start.data(), layer.rows, layer.d}, set, options,
                       {theta.data(), layer.rows, layer.d});
@@ -55,7 +55,7 @@ template <class T> void test_set(const SparseSet<T>& set, std::size_t rows, std:
 
 template <class T> void test_sets() {
   const std::size_t rows = 200, d = 64;
-  for (const Support& support : {Support{Dense{}}, Support{RowSparse{0}}, Support{RowSparse{20}}, Support{RowSparse{64}},
+  for (const Support& support : {Support{Dense{}}, Support{RowSparse{{0}}}, Support{RowSparse{{20}}}, Support{RowSparse{{64}}},
                                  Support{NM{2, 4}}, Support{BalancedBlock{32, 64}}, Support{BlockSparse{3, 40, 8}}}) {
     test_set<T>({support, std::nullopt}, rows, d, true);
     std::vector<T> scales(rows * 2, T(0.3));
@@ -68,17 +68,17 @@ template <class T> void test_sets() {
 template <class T> void test_ends() {
   const Layer<T> layer(5, 16);
   check(solve<T>(layer, {Dense{}, std::nullopt}, 2).run.reason == StopReason::gradient, "W itself is optimal");
-  check(!solve<T>(layer, {RowSparse{4}, std::nullopt}, 2, false, 40).run.found, "a ramp longer than the run");
-  check(solve<T>(layer, {RowSparse{4}, std::nullopt}, 2, false, 7).run.found, "a ramp");
+  check(!solve<T>(layer, {RowSparse{{4}}, std::nullopt}, 2, false, 40).run.found, "a ramp longer than the run");
+  check(solve<T>(layer, {RowSparse{{4}}, std::nullopt}, 2, false, 7).run.found, "a ramp");
   std::vector<T> theta(layer.weight.size());
   const View<T> best{theta.data(), 5, 16};
   PgdOptions options{1e30, 50, 0, 1, 0, {}, false, 2, nullptr};
-  const auto run = pgd<T>(layer.problem(), {theta.data(), 5, 16}, {RowSparse{4}, std::nullopt}, options, best);
+  const auto run = pgd<T>(layer.problem(), {theta.data(), 5, 16}, {RowSparse{{4}}, std::nullopt}, options, best);
   check(sizeof(T) == 8 || run.reason == StopReason::diverged, "divergence is seen");
   options.checkpoint = [] { throw std::runtime_error("stop"); };
   bool caught = false;
   try {
-    pgd<T>(layer.problem(), {theta.data(), 5, 16}, {RowSparse{4}, std::nullopt}, options, best);
+    pgd<T>(layer.problem(), {theta.data(), 5, 16}, {RowSparse{{4}}, std::nullopt}, options, best);
   } catch (const std::runtime_error&) {
     caught = true;
   }

@@ -43,8 +43,9 @@ template <class T> Ends<T> search(const Layer<T>& layer, std::size_t k, std::siz
   const std::size_t rows = layer.rows, d = layer.d;
   const std::vector<T> inverse = proximal(layer);
   Ends<T> ends{std::vector<T>(rows * d), {}, {}, std::vector<double>(rows)};
-  const AdmmOptions options{{d - 1, (d + k) / 2, k, k, k}, bfloat16_products, threads, nullptr};
-  admm<T>({layer.weight.data(), rows, d}, {inverse.data(), d, d}, RowSparse{k}, options, {ends.found.data(), rows, d});
+  AdmmOptions options{{}, bfloat16_products, threads, nullptr};
+  for (std::size_t count : {d - 1, (d + k) / 2, k, k, k}) options.supports.push_back(RowSparse{{count}});
+  admm<T>({layer.weight.data(), rows, d}, {inverse.data(), d, d}, options, {ends.found.data(), rows, d});
   std::vector<std::uint8_t> mask(rows * d);
   for (std::size_t j = 0; j < mask.size(); ++j) mask[j] = ends.found[j] != 0;
   const View<const std::uint8_t> inside{mask.data(), rows, d};

@@ -29,7 +29,7 @@ std::vector<std::uint8_t> expected(const Support& support, const std::vector<T>&
         keep_largest(gain, where, k, mask);
       }
   };
-  if (const auto* s = std::get_if<RowSparse>(&support)) groups(1, d, 0, 1, s->k);
+  if (const auto* s = std::get_if<RowSparse>(&support)) groups(1, d, 0, 1, s->k[0]);
   if (const auto* s = std::get_if<NM>(&support)) groups(d / s->m, s->m, s->m, 1, s->n);
   if (const auto* s = std::get_if<BalancedBlock>(&support)) groups(d / s->block, s->block, 1, d / s->block, s->k);
   if (const auto* s = std::get_if<BlockSparse>(&support))
@@ -67,19 +67,38 @@ template <class T> void test(const Support& support, std::size_t rows, std::size
     const std::vector<T> gain = gains<T>(rows * d, kind);
     std::vector<std::uint8_t> mask(gain.size());
     const auto right = expected(support, gain, rows, d);
-    select<T>(support, {gain.data(), rows, d}, {mask.data(), rows, d});
+    select<T>(support, {gain.data(), rows, d}, {mask.data(), rows, d}, 0);
     check(mask == right, "select", static_cast<long>(support.index()), kind, static_cast<long>(d));
     for (int again = 0; again < 2; ++again) {  // hints of other gains, then of its own
-      select<T>(support, {gain.data(), rows, d}, {mask.data(), rows, d}, hints.data());
+      select<T>(support, {gain.data(), rows, d}, {mask.data(), rows, d}, 0, hints.data());
       check(mask == right, "select with hints", static_cast<long>(support.index()), kind, static_cast<long>(d));
     }
   }
 }
 
+// Every row by its own count, in strips that begin anywhere.
+template <class T> void test_counts(std::size_t rows, std::size_t d) {
+  std::vector<std::size_t> counts(rows);
+  for (std::size_t i = 0; i < rows; ++i) counts[i] = i * d / (rows - 1);
+  const std::vector<T> gain = gains<T>(rows * d, 0);
+  std::vector<std::uint8_t> mask(gain.size());
+  for (std::size_t first = 0; first < rows; first += 4) {
+    const std::size_t size = std::min<std::size_t>(4, rows - first);
+    select<T>(RowSparse{counts}, {gain.data() + first * d, size, d}, {mask.data() + first * d, size, d}, first);
+  }
+  for (std::size_t i = 0; i < rows; ++i) {
+    const std::vector<T> row(gain.begin() + static_cast<long>(i * d), gain.begin() + static_cast<long>((i + 1) * d));
+    const auto right = expected<T>(RowSparse{{counts[i]}}, row, 1, d);
+    check(std::equal(right.begin(), right.end(), mask.begin() + static_cast<long>(i * d)), "select by counts",
+          static_cast<long>(i));
+  }
+}
+
 template <class T> void test_all() {
+  test_counts<T>(11, 100);
   test<T>(Dense{}, 3, 17);
   for (std::size_t d : {1, 2, 5, 16, 33, 64, 100, 576})
-    for (std::size_t k : {std::size_t(0), std::size_t(1), d / 3, d / 2, d - 1, d}) test<T>(RowSparse{k}, 3, d);
+    for (std::size_t k : {std::size_t(0), std::size_t(1), d / 3, d / 2, d - 1, d}) test<T>(RowSparse{{k}}, 3, d);
   for (std::size_t m : {1, 2, 4, 8, 32, 60})
     for (std::size_t n : {std::size_t(0), std::size_t(1), m / 2, m - 1, m}) test<T>(NM{n, m}, 5, m * 9);
   for (std::size_t blocks : {1, 3, 9, 24})

@@ -18,7 +18,7 @@ struct PgdOptions {
   double tol;                        // stop at ||(W - Theta) C|| / ||W|| < tol
   double weight_norm;                // ||W||
   std::size_t ramp;                  // iterates before this step are infeasible: their supports are relaxed
-  std::vector<std::size_t> counts;   // counts of the relaxed supports of steps 1 to ramp - 1
+  std::vector<Support> relaxed;      // supports of steps 1 to ramp - 1
   bool bfloat16_products;            // see solvers/pgd.py; the start and the last quarter stay exact
   std::size_t threads;
   std::function<void()> checkpoint;  // called by the calling thread after every iteration; may throw to stop the run
