@@ -9,7 +9,7 @@ a sort. On SmolLM2-135M the prices predict what the search and the refit make of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ ALLOCATIONS = ("uniform", "layer", "row")
 LEAST, MOST = 0.15, 0.85
 #: Budgets move in steps of this share of d_in.
 STEPS = 32
+#: How much of the differences between budgets to believe, on a log scale. Gradient squares are noisy and the loss is not
+#: quadratic this far out: on SmolLM2-135M at 50%, 0.75 gave a lower perplexity of C4 text than 1 (by 2%) and than 0.55.
+TRUST = 0.75
 
 Counts = tuple[int, ...]
 
@@ -48,6 +51,13 @@ class Prices:
         return Prices(
             self.d_in, self.kept, self.steps.mean(axis=0, keepdims=True), self.rows * len(self.steps)
         )
+
+    def cautious(self, sparsity: float) -> Prices:
+        """Return the prices to decide by: the differences between budgets, measured at a sparsity, drawn in."""
+        until = int(np.count_nonzero(self.kept >= (1 - sparsity) * self.d_in)) - 1
+        level = self.steps[:, : max(1, until)].astype(np.float64).mean(axis=1, keepdims=True)
+        drawn_in = self.steps * np.maximum(level, np.finfo(np.float32).tiny) ** (TRUST - 1)
+        return replace(self, steps=drawn_in.astype(np.float32))
 
     def sizes(self) -> NDArray[np.intp]:
         """Return how many weights every step removes, (budgets, levels - 1)."""

@@ -234,7 +234,8 @@ class _Run:
             for info in layers:
                 weight, gram = source.weight(info.name), felt.gram[info.input]
                 cost = prices(weight, gram, felt.rows[info.name], spec=spec, engine=engine)
-                found[info.name] = cost if self._options.allocate == "row" else cost.pooled()
+                cost = cost if self._options.allocate == "row" else cost.pooled()
+                found[info.name] = cost.cautious(spec.sparsity)
         budgets = allocate(found, spec.sparsity)
         write_json(path, budgets)
         self._spend("allocation", started)

@@ -32,7 +32,7 @@ def zeros(matrices: dict[str, Prices], budgets: dict[str, tuple[int, ...]]) -> i
     return sum(matrices[name].d_in * len(counts) - sum(counts) for name, counts in budgets.items())
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(0.15, 0.85))
+@given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.8))
 def test_the_budgets_reach_the_sparsity_with_the_least_predicted_loss(seed, sparsity):
     rng = np.random.default_rng(seed)
     matrices = {
@@ -98,7 +98,8 @@ def test_rows_that_the_loss_minds_keep_more():
     weight, gram = layer()
     rows = np.where(np.arange(24) < 12, 10.0, 0.1).astype(np.float32)
     found = prices(weight, gram, rows, spec=CompressSpec(sparsity=0.5), engine=resolve("numpy"))
-    counts = allocate({"w": found}, 0.5)["w"]
+    assert np.ptp(np.log(found.cautious(0.5).steps.mean(axis=1))) < np.ptp(np.log(found.steps.mean(axis=1)))
+    counts = allocate({"w": found.cautious(0.5)}, 0.5)["w"]
     assert min(counts[:12]) > max(counts[12:])
     (pooled,) = set(allocate({"w": found.pooled()}, 0.5)["w"])
     assert pooled == 48
