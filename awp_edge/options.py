@@ -13,6 +13,8 @@ from .errors import UsageError
 from .methods import CompressSpec
 
 AUTO_GROUP_SIZES = (128, 64, 32)
+#: Loss gradients are taken on this many tokens at most; their head runs on so many positions at a time.
+GRADIENT_TOKENS, HEAD_TOKENS = 32768, 256
 OFFERED_GROUP_SIZES = (256, 128, 64, 32, 16)
 
 
@@ -42,6 +44,11 @@ class CompressOptions:
     allocate: str = "uniform"
     certificate: bool = True
     resume: bool = False
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Return whether the dense model's loss has to be differentiated first."""
+        return self.allocate != "uniform" or self.calibration.get("token_weights") == "loss"
 
 
 def fit_spec(options: CompressOptions, layers: Sequence[LinearInfo]) -> CompressSpec:

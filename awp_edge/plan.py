@@ -16,7 +16,7 @@ from .constraints import RowSparse, Sparse
 from .errors import AwpError
 from .methods import CompressSpec
 from .models import ModelFolder
-from .options import CompressOptions, fit_spec
+from .options import GRADIENT_TOKENS, HEAD_TOKENS, CompressOptions, fit_spec
 
 #: Interpreter, NumPy, torch and transformers at work, in bytes (measured on Linux x86-64, torch 2.13 for CPU).
 BASE_BYTES = 600_000_000
@@ -175,19 +175,32 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
         4 * (2 * sum(sizes) + solver + grams),
         4 * (2 * sum(sizes) + grams) + certificate,
     ]
+    if options.needs_gradients:  # what a block keeps for its way back; the head and some tokens' logits
+        head = max((math.prod(folder.shape(n)) for n in folder.tensor_names()), default=0)
+        stages += [
+            4 * (sum(sizes) + 3 * batch) + 12 * grams,
+            4 * (2 * head + 3 * HEAD_TOKENS * head // hidden),
+        ]
     streaming = BASE_BYTES + max(stages)
     if options.calibration.get("source", "self") != "self":
         return streaming
     numbers = sum(math.prod(folder.shape(n)) for n in folder.tensor_names())
-    n_blocks = int(folder.config.get("num_hidden_layers") or 1)
-    cache = 2 * samples * seq_len * n_blocks * _key_value_size(folder, hidden)
+    cache = 2 * samples * seq_len * _n_blocks(folder) * _key_value_size(folder, hidden)
     return max(streaming, LOADED_BYTES + 4 * (numbers + cache))
 
 
 def hidden_state_bytes(folder: ModelFolder, options: CompressOptions) -> int:
-    """Return the bytes of the two hidden-state files, float32."""
+    """Return the bytes of the two hidden-state files, float32; before them those of all blocks for loss gradients."""
     samples, seq_len = calibration_size(folder, options)
-    return 2 * 4 * samples * seq_len * _hidden_size(folder)
+    token = 4 * _hidden_size(folder)
+    dense = (
+        (_n_blocks(folder) + 3) * min(samples * seq_len, GRADIENT_TOKENS) if options.needs_gradients else 0
+    )
+    return token * max(2 * samples * seq_len, dense)
+
+
+def _n_blocks(folder: ModelFolder) -> int:
+    return int(folder.config.get("num_hidden_layers") or folder.config.get("n_layer") or 1)
 
 
 def product_rate(size: int = 768, repeats: int = 6) -> float:
@@ -208,6 +221,8 @@ def _seconds(
     rate = product_rate()
     passes = 1 if options.calibration.get("order") == "one-shot" else 2
     forward = sum(2 * math.prod(layer.shape) for layer in layers) * tokens * passes
+    if options.needs_gradients:  # forward, forward again and back
+        forward += sum(6 * math.prod(layer.shape) for layer in layers) * min(tokens, GRADIENT_TOKENS)
     # Half of a symmetric matrix is enough, and about half of the linears share their input with another.
     gram = sum(layer.shape[1] ** 2 for layer in layers) * tokens / 2
     per_step = sum(2 * layer.shape[0] * layer.shape[1] ** 2 for layer in layers)

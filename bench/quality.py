@@ -29,7 +29,15 @@ ROWS: dict[str, tuple[list[str], tuple[float, float | None] | None]] = {
         ["--method", "awp-plus", "--sparsity", "0.5", "--bits", "4", "--group-size", "64"],
         None,
     ),
+    "awp-plus 50% by layer": (["--sparsity", "0.5", "--allocate", "layer"], None),
+    "awp-plus 50% by row": (["--sparsity", "0.5", "--allocate", "row"], None),
+    "awp-plus 50% by row + INT4 g64": (
+        ["--sparsity", "0.5", "--bits", "4", "--group-size", "64", "--allocate", "row"],
+        None,
+    ),
+    "awp-plus INT4 g64": (["--method", "awp-plus", "--bits", "4", "--group-size", "64"], None),
     "awp-plus INT3 g64": (["--method", "awp-plus", "--bits", "3", "--group-size", "64"], None),
+    "rtn INT3 g64": (["--method", "rtn", "--bits", "3", "--group-size", "64"], None),
     "rtn INT4 g64": (["--method", "rtn", "--bits", "4", "--group-size", "64"], (25.36, 0.00951)),
 }
 DENSE_PERPLEXITY = 19.26
@@ -44,10 +52,12 @@ def awp_edge(*arguments: str) -> dict[str, Any]:
 
 def calibration_options(options: argparse.Namespace) -> list[str]:
     """Return the command's own defaults, or the prototypes' protocol with statistics shared by all rows."""
+    weights = ["--token-weights", options.token_weights]
     if options.defaults:
-        return []
-    protocol = ["--samples", "64", "--seq-len", "2048", "--one-shot"]
-    return [*protocol, "--statistics", str(options.work / "statistics")]
+        return weights
+    saved = "statistics" if options.token_weights == "uniform" else f"statistics-{options.token_weights}"
+    protocol = ["--samples", "64", "--seq-len", "2048", "--one-shot", *weights]
+    return [*protocol, "--statistics", str(options.work / saved)]
 
 
 def measure(name: str, options: argparse.Namespace, *, backend: str) -> dict[str, Any]:
@@ -83,6 +93,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", required=True, help="a file, or self")
     parser.add_argument("--defaults", action="store_true", help="calibrate as the command does by default")
+    parser.add_argument("--token-weights", default="uniform", help="uniform, norm or loss")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--backends", default="native,numpy")
@@ -96,6 +107,7 @@ def main() -> None:
     )
     results: dict[str, Any] = {
         "calibration": Path(options.calibration).name,
+        "token_weights": options.token_weights,
         "text": options.text.name,
         "windows": dense["windows"],
         "dense_perplexity": dense["perplexity"],

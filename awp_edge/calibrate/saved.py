@@ -139,6 +139,8 @@ class SavingStatistics:
         grams = self._stream.statistics(block)
         matrices = {name: gram.matrix for name, gram in grams.items()}
         write_tensors(self._directory / block_name(block), matrices)
+        if self.calibration.get("token_weights") == "loss":
+            self.sensitivity(block)  # at hand, and a later run may allocate by it
         return grams
 
     def sensitivity(self, block: int) -> Sensitivity:

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..artifacts import LinearInfo, Sensitivity
 from ..errors import AwpError, UsageError
+from ..options import GRADIENT_TOKENS, HEAD_TOKENS
 from ..storage import TensorFile, write_tensors
 from .capture import Capture, capture, without_data
 from .gram import GramAccumulator
@@ -26,9 +27,6 @@ from .hidden import HiddenReader, hidden_writer
 from .modules import Skeleton
 from .saved import read_sensitivity, sensitivity_name, write_sensitivity
 from .threads import torch_threads
-
-MAX_TOKENS = 32768
-_HEAD_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class DensePass:
 
     def windows(self) -> torch.Tensor:
         """Return the windows to run: whole batches of the first ones, at most 32768 tokens (one batch at least)."""
-        batches = max(1, min(len(self.tokens), MAX_TOKENS // self.tokens.shape[1]) // self.batch)
+        batches = max(1, min(len(self.tokens), GRADIENT_TOKENS // self.tokens.shape[1]) // self.batch)
         return self.tokens[: batches * self.batch]
 
     @property
@@ -208,8 +206,8 @@ class _Head:
         """Return d loss / d hidden, (windows, length, d); the head runs on some tokens at a time."""
         parts = []
         following = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
-        for start in range(0, tokens.shape[1], _HEAD_TOKENS):
-            part = slice(start, start + _HEAD_TOKENS)
+        for start in range(0, tokens.shape[1], HEAD_TOKENS):
+            part = slice(start, start + HEAD_TOKENS)
             self._hidden = hidden[:, part].clone().requires_grad_()
             logits = self._model(input_ids=tokens[:, part]).logits
             loss = torch.nn.functional.cross_entropy(
