@@ -233,7 +233,7 @@ class _Run:
             felt = source.sensitivity(block)
             for info in layers:
                 weight, gram = source.weight(info.name), felt.gram[info.input]
-                cost = prices(weight, gram, felt.rows[info.name], spec=spec, engine=engine)
+                cost = prices(weight, gram, felt.rows[info.name], sparsity=spec.sparsity, engine=engine)
                 cost = cost if self._options.allocate == "row" else cost.pooled()
                 found[info.name] = cost.cautious(spec.sparsity)
         budgets = allocate(found, spec.sparsity)

@@ -17,7 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "problem"}),
     frozenset({"constraints", "storage"}),
     frozenset({"solvers", "baselines", "backend", "native", "theory"}),
-    frozenset({"plus", "lower_bound"}),
+    frozenset({"plus", "lower_bound", "allocate"}),
     frozenset({"methods", "spec", "artifacts", "models", "fetching", "gguf_folder"}),
     frozenset({"options", "checkpoint", "certificate"}),
     frozenset({"plan", "record", "evaluate", "report", "table", "calibrate"}),

@@ -81,7 +81,7 @@ def test_a_price_is_what_the_loss_pays():
     weight, gram = layer()
     rows = np.linspace(0.5, 4, 24).astype(np.float32)
     spec = CompressSpec(sparsity=0.5)
-    found = prices(weight, gram, rows, spec=spec, engine=resolve("numpy"))
+    found = prices(weight, gram, rows, sparsity=0.5, engine=resolve("numpy"))
     assert (np.diff(found.steps, axis=1) >= 0).all()
     for k in (72, 48, 24):
         theta = compress_layer(weight, gram, spec, kept=(k,) * 24, backend="numpy").theta
@@ -97,7 +97,7 @@ def test_a_price_is_what_the_loss_pays():
 def test_rows_that_the_loss_minds_keep_more():
     weight, gram = layer()
     rows = np.where(np.arange(24) < 12, 10.0, 0.1).astype(np.float32)
-    found = prices(weight, gram, rows, spec=CompressSpec(sparsity=0.5), engine=resolve("numpy"))
+    found = prices(weight, gram, rows, sparsity=0.5, engine=resolve("numpy"))
     assert np.ptp(np.log(found.cautious(0.5).steps.mean(axis=1))) < np.ptp(np.log(found.steps.mean(axis=1)))
     counts = allocate({"w": found.cautious(0.5)}, 0.5)["w"]
     assert min(counts[:12]) > max(counts[12:])
