@@ -133,6 +133,13 @@ def test_activations_that_are_not_finite(compress, damaged):
         ((("--bits", 4, "--group-size", "many")), "group-size"),
         ((("--sparsity", 0.999)), "k = 0"),
         ((("--pattern", "2:4", "--sparsity", 0.3)), "2:4"),
+        ((("--sparsity", 0.5, "--allocate", "columns")), "--allocate is uniform, layer, row"),
+        (
+            (("--pattern", "2:4", "--allocate", "row")),
+            "--allocate row moves zeros between rows: give --sparsity",
+        ),
+        ((("--bits", 4, "--allocate", "row")), "--allocate row moves zeros between rows: give --sparsity"),
+        ((("--sparsity", 0.9, "--allocate", "row")), "--allocate gives rows 15% to 85% zeros"),
         ((("--pattern", "half")), "half"),
         ((("--pattern", "3:7")), "7"),
         ((("--rank", 0.5, "--bits", 4)), "--rank"),

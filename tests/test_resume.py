@@ -266,13 +266,20 @@ def limit_file_size(n_bytes: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("source", "order", "kills"), [("text.txt", "--sequential", 3), ("self", "--one-shot", 1)]
+    ("source", "extra", "kills"),
+    [
+        ("text.txt", ["--sequential"], 3),
+        ("self", ["--one-shot"], 1),
+        ("text.txt", ["--sequential", "--allocate", "row", "--token-weights", "loss"], 3),
+    ],
 )
-def test_the_command_on_a_real_architecture(tmp_path: Path, source: str, order: str, kills: int) -> None:
+def test_the_command_on_a_real_architecture(
+    tmp_path: Path, source: str, extra: list[str], kills: int
+) -> None:
     tiny_models = pytest.importorskip("tiny_models")
     model = tiny_models.build("llama", tmp_path / "model", dtype="bfloat16")
     tiny_models.write_text(tmp_path / "text.txt", 8000)
-    options = ["--calibration", source, order, "--samples", "4", "--seq-len", "64", "--sparsity", "0.5"]
+    options = ["--calibration", source, *extra, "--samples", "4", "--seq-len", "64", "--sparsity", "0.5"]
 
     def command(out: str, *flags: str) -> subprocess.Popen[str]:
         arguments = [*AWP_EDGE, "compress", str(model), out, *options, *flags]
