@@ -92,6 +92,8 @@ def quality(result: Result) -> str:
     note = (
         f"{measured['text']}, {measured['windows']} windows of 2048; calibrated on {measured['calibration']}"
     )
+    if measured.get("token_weights", "uniform") != "uniform":
+        note += f", tokens weighted by {measured['token_weights']} there and in the error"
     return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
 
 
@@ -210,6 +212,8 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "quality": quality,
         "quality_self": quality,
         "quality_plus": quality,
+        "quality_allocated": quality,
+        "quality_dithered": quality,
         "search": search,
         "guarantees": guarantees,
         "mutations": mutations,
