@@ -16,11 +16,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from common import write
-from numpy.typing import NDArray
-
-from awp_edge.calibrate.runner import TorchModel
-from awp_edge.errors import AwpError
 from awp_edge.export.check import read_packed
 from awp_edge.export.graph import GRAPH_FILE, block_of
 from awp_edge.export.passes.common import name_of
@@ -28,6 +23,11 @@ from awp_edge.export.passes.sparse import OPERATOR, read_sparse
 from awp_edge.export.runtime import EdgeModel
 from awp_edge.export.source import Source
 from awp_edge.export.sparse_packing import block_order
+from common import write
+from numpy.typing import NDArray
+
+from awp_edge.calibrate.runner import TorchModel
+from awp_edge.errors import AwpError
 
 #: Logits of the operator and of the emulation may differ by this much, see `logit_difference` in the results.
 TOLERANCE = 0.5
@@ -56,7 +56,7 @@ def int8_inputs(group: int, order: NDArray[np.intp]) -> Callable[[torch.nn.Modul
 
 
 def emulation(compressed: Path, edge: Path, *, threads: int) -> TorchModel:
-    """Return the compressed model with the inputs of its layers rounded as in the edge folder, and that folder's head."""
+    """Return the compressed model with the inputs of its layers rounded as in the edge folder, and with its head."""
     nodes = list(ir.load(edge / GRAPH_FILE).graph)
     sparse = [read_sparse(node) for node in nodes if node.op_type == OPERATOR]
     if not sparse:
@@ -79,7 +79,9 @@ def _take_head(model: TorchModel, node: ir.Node, *, tied: bool) -> None:
     weight = torch.nn.Parameter(torch.from_numpy(packed.dense()), requires_grad=False)
     model._head.weight = weight
     model._head.register_forward_pre_hook(int8_inputs(packed.block_size, np.arange(packed.shape[1])))
-    model._model.get_input_embeddings().weight = weight if tied else model._model.get_input_embeddings().weight
+    model._model.get_input_embeddings().weight = (
+        weight if tied else model._model.get_input_embeddings().weight
+    )
 
 
 def continued(edge: EdgeModel, prompt: str, *, tokens: int) -> tuple[NDArray[np.int64], int]:

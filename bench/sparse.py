@@ -25,9 +25,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-from common import RESULTS, write
-from onnx import TensorProto, helper
-
 from awp_edge.export import library, roofline
 from awp_edge.export.compare import compare as compare_edge
 from awp_edge.export.graph import GRAPH_FILE
@@ -36,6 +33,8 @@ from awp_edge.export.passes.common import array_of
 from awp_edge.export.runtime import EdgeModel
 from awp_edge.export.sparse_packing import SparseLinear
 from awp_edge.export.variants import weight_nodes, write_variant
+from common import RESULTS, write
+from onnx import TensorProto, helper
 
 SHAPES = ((576, 1536), (1536, 576), (4096, 4096), (4096, 11008))
 PREFILL = 512
@@ -237,7 +236,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--shape", help="rows x inputs, one of those above; all by default")
     parser.add_argument("--kernels", type=Path, help="a built bench_sparse: measure the kernels alone")
-    parser.add_argument("--quick", action="store_true", help="fewer operators, 0.25 GB of copies, nothing written")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer operators, 0.25 GB of copies, nothing written"
+    )
     parser.add_argument("--edge", type=Path, help="a sparse edge folder: measure it end to end")
     options = parser.parse_args()
     if options.edge:
@@ -255,7 +256,12 @@ def main() -> None:
     if not options.quick:
         kept = [row for row in saved({}).get("rows", []) if tuple(row["shape"]) not in chosen]
         rows = sorted(kept + measured, key=lambda row: SHAPES.index(tuple(row["shape"])))
-        found = {"threads": options.threads, "runs": options.runs, "kernels": library.kernels(), "limits": limits}
+        found = {
+            "threads": options.threads,
+            "runs": options.runs,
+            "kernels": library.kernels(),
+            "limits": limits,
+        }
         print(write("sparse", saved({**found, "rows": rows})))
 
 
