@@ -15,7 +15,6 @@ pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("transformers")
 
 import tiny_models  # noqa: E402
-from awp_edge.calibrate.runner import TorchModel  # noqa: E402
 from awp_edge.export import sparse_reference  # noqa: E402
 from awp_edge.export.package import ExportOptions, export_model  # noqa: E402
 from awp_edge.export.roofline import random_sparse  # noqa: E402
@@ -23,6 +22,8 @@ from awp_edge.export.runtime import EdgeModel  # noqa: E402
 from awp_edge.export.sparse_packing import block_order  # noqa: E402
 from test_export import compress  # noqa: E402
 from test_sparse_export import BALANCED, SHAPE  # noqa: E402
+
+from awp_edge.calibrate.runner import TorchModel  # noqa: E402
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
