@@ -2,8 +2,8 @@
 
 EDGE was exported from COMPRESSED with sparse weights at accuracy level 4. onnxruntime-genai continues five prompts; the
 emulation, the compressed model with int8 inputs as the operator takes them, then reads what was written. Wherever it
-would have gone on with another token, its logits of the two must be closer than `TOLERANCE`: the order of float32 sums
-differs, which moves an int8 step now and then.
+would have gone on with another token, its logits of the two must be closer than `TOLERANCE`: sums in
+another order move int8 steps, and the head's and embedding's rounding is not emulated bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from awp_edge.calibrate.runner import TorchModel
 from awp_edge.errors import AwpError
 
-#: Logits of the operator and of the emulation may differ by this much, see `logit_difference` in the results.
+#: Where a token differs, the top two logits are closer; `logit_difference` says how far all logits are apart.
 TOLERANCE = 0.5
 PROMPTS = (
     "The history of the city begins with a small harbour",
