@@ -201,7 +201,79 @@ def sparse(result: Result) -> str:
         f"{limits['decode_gweights']:.0f}e9"
     )
     header = ("layer", "operator", "streamed", "reads", "resident", "512 rows")
-    return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
+    parts = [_table(header, rows), f"{note}. {_where(result)}."]
+    if "kernel_rows" in measured:
+        parts += _kernels(measured["kernel_rows"])
+    if "edge" in measured:
+        parts.append(_edge(measured["edge"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _kernels(measured: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the bare kernels beside a dense one of the same make."""
+    measured = list(measured)
+    rows = (
+        (
+            f"{row['from']}, {row['rows']}x{row['inputs']}",
+            f"{row['kept']}/64",
+            f"{row['sparse_gweights']:.0f}",
+            f"{row['dense_avx2_gweights']:.0f}",
+            f"{row['ratio']:.2f}x",
+            f"{row['memory_gweights']:.0f}",
+            row["bound"],
+        )
+        for row in measured
+    )
+    header = ("weights from", "", "sparse, 1e9/s", "dense AVX2, 1e9/s", "ratio", "memory allows", "binds")
+    note = (
+        f"The bare {measured[0]['kernels']} kernels against a dense AVX2 kernel of the same make, groups of 128, while "
+        f"memory gave {measured[0]['read_gb_s']:.1f} GB/s"
+    )
+    return [f"{note}:", _table(header, rows)]
+
+
+def _edge(measured: Mapping[str, Any]) -> str:
+    dense = measured["against"]["dense int4"]
+    return (
+        f"SmolLM2-135M at 32/64 in onnxruntime-genai, {measured['threads']} threads, {measured['limits']['kernels']} "
+        f"kernels: {measured['decode_tokens_per_second']:.0f} tokens/s, {dense['decode_speedup']:.2f}x of the same "
+        f"with dense INT4 layers, prompts {dense['prefill_speedup']:.2f}x; the decoder blocks take "
+        f"{measured['block_bytes']['ratio']:.2f} of the bytes."
+    )
+
+
+def patterns(result: Result) -> str:
+    """Return what 32/64 costs beside 50% of every row, by layer type."""
+    measured = result["results"]
+    rows = (
+        (
+            f"`{row['type']}`",
+            str(row["layers"]),
+            f"{row['mean_ratio']:.3f}",
+            f"{row['worst_ratio']:.3f}",
+            ", ".join(f"`{name.removeprefix('model.')}`" for name in row["outliers"]) or "none",
+        )
+        for row in measured["types"]
+    )
+    header = (
+        "layer type",
+        "layers",
+        "error of 32/64 over 50% per row",
+        "largest",
+        f"above {measured['allowed']}",
+    )
+    return f"{_table(header, rows)}\n\nSmolLM2-135M, one-shot statistics, awp-plus both ways. {_where(result)}.\n"
+
+
+def greedy(result: Result) -> str:
+    """Return how far greedy tokens follow the emulation."""
+    measured = result["results"]
+    worst = max(row["logit_difference"]["max"] for row in measured["rows"])
+    return (
+        f"Of {measured['tokens']} greedy tokens after {len(measured['rows'])} prompts, {measured['leaves']} are not "
+        f"the emulation's; its two logits there are at most {measured['largest_gap']:.3f} apart (allowed: "
+        f"{measured['tolerance']}). Logits differ by at most {worst:.2f}. {_where(result)}.\n"
+    )
 
 
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
@@ -218,6 +290,8 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "guarantees": guarantees,
         "mutations": mutations,
         "sparse": sparse,
+        "patterns": patterns,
+        "greedy": greedy,
     }
 )
 

@@ -1,5 +1,9 @@
 """Sparse INT4 against ONNX Runtime's own dense INT4, operator by operator: `python bench/sparse.py [--quick]`.
 
+`--shape 4096x4096` measures one shape and leaves what the results say of the others. `--kernels build/bench_sparse`
+(CMake's AWP_BUILD_BENCH) measures the bare kernels instead, beside a dense INT4 kernel of the same make, and `--edge
+FOLDER` a sparse edge folder beside the same model with dense INT4 layers, in onnxruntime-genai.
+
 Matrix-vector products are streamed over at least 1 GB of copies, so that caches hold none of them, or repeated on one
 copy ("resident"); prefill is 512 rows. Both sides run in ONNX Runtime with the same threads. Beside them: the limits of
 this machine that a sparse product cannot exceed, reading memory and expanding weights that lie in the cache.
@@ -8,7 +12,9 @@ this machine that a sparse product cannot exceed, reading memory and expanding w
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -17,11 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 from awp_edge.export import library, roofline
+from awp_edge.export.compare import compare as compare_edge
+from awp_edge.export.graph import GRAPH_FILE
 from awp_edge.export.packing import PackedLinear
+from awp_edge.export.passes.common import array_of
+from awp_edge.export.runtime import EdgeModel
 from awp_edge.export.sparse_packing import SparseLinear
-from common import write
+from awp_edge.export.variants import weight_nodes, write_variant
+from common import RESULTS, write
 from onnx import TensorProto, helper
 
 SHAPES = ((576, 1536), (1536, 576), (4096, 4096), (4096, 11008))
@@ -162,7 +174,7 @@ def operators(shape: tuple[int, int], *, quick: bool) -> list[Operator]:
     groups = [group for group in (128, 64) if shape[1] % group == 0]
     made = [dense(shape, group=group) for group in (*groups, 32)]
     kept = (32,) if quick else (32, 24, 16, -1)
-    return made + [sparse(shape, kept=k, group=group) for group in groups for k in kept]
+    return made + [sparse(shape, kept=k, group=groups[0]) for k in kept]
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
@@ -182,37 +194,88 @@ def describe(row: Mapping[str, Any]) -> str:
     )
 
 
+def kernel_rows(program: Path, *, threads: int) -> list[dict[str, Any]]:
+    """Return what the C++ benchmark says of the kernels, from the caches and from memory, and what binds each."""
+    lines = subprocess.run([program, "", str(threads)], check=True, capture_output=True, text=True).stdout
+    rows = [json.loads(line) for line in lines.splitlines()]
+    cached = {row["kept"]: row["sparse_gweights"] for row in rows if row["from"] == "L1"}
+    for row in rows:
+        row["memory_gweights"] = row["read_gb_s"] / row["sparse_bytes"]
+        row["bound"] = "memory" if row["memory_gweights"] < cached[row["kept"]] else "decode"
+    return rows
+
+
+def edge_rows(folder: Path, *, threads: int, runs: int) -> dict[str, Any]:
+    """Return what `awp-edge bench --compare` says, and the bytes of the decoder blocks both ways."""
+    sizes = {"prompt_tokens": 128, "tokens": 128, "repeats": runs}
+    found = compare_edge(EdgeModel(folder, threads=threads), **sizes, say=print)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_variant(folder, Path(scratch) / "dense", "dense int4")
+        sparse_bytes, dense_bytes = block_bytes(folder), block_bytes(Path(scratch) / "dense")
+    return {**found, "block_bytes": {"sparse": sparse_bytes, "dense int4": dense_bytes,
+                                     "ratio": sparse_bytes / dense_bytes}}  # fmt: skip
+
+
+def block_bytes(folder: Path) -> int:
+    """Return the bytes of the decoder blocks' quantized weights with scales, masks and zero points."""
+    nodes = weight_nodes(ir.load(folder / GRAPH_FILE))
+    return sum(array_of(value).nbytes for node in nodes for value in node.inputs[1:] if value is not None)
+
+
+def saved(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the results file holds with some of it replaced, where it was measured with the same settings."""
+    path = RESULTS / "sparse.json"
+    earlier = json.loads(path.read_text())["results"] if path.is_file() else {}
+    return {**earlier, **results}
+
+
 def main() -> None:
-    """Measure every shape, print a table and write bench/results/sparse.json."""
+    """Measure, print a table and write bench/results/sparse.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--shape", help="rows x inputs, one of those above; all by default")
+    parser.add_argument("--kernels", type=Path, help="a built bench_sparse: measure the kernels alone")
     parser.add_argument(
         "--quick", action="store_true", help="fewer operators, 0.25 GB of copies, nothing written"
     )
+    parser.add_argument("--edge", type=Path, help="a sparse edge folder: measure it end to end")
     options = parser.parse_args()
+    if options.edge:
+        found = edge_rows(options.edge, threads=options.threads, runs=options.runs)
+        print(found, write("sparse", saved({"edge": found})))
+        return
+    if options.kernels:
+        print(write("sparse", saved({"kernel_rows": kernel_rows(options.kernels, threads=options.threads)})))
+        return
     settings = Settings(options.threads, options.runs, 2**28 if options.quick else 2**30)
-    shapes = []
-    for shape in SHAPES:
-        rows = []
-        for operator in operators(shape, quick=options.quick):
-            rows.append(measure(operator, settings))
-            print(describe(rows[-1]), flush=True)
-        compare(rows)
-        for row in rows:
-            print(f"  {row['operator']}: streamed {row['streamed_speedup']:.2f}x, resident "
-                  f"{row['resident_speedup']:.2f}x, prefill {row['prefill_speedup']:.2f}x")  # fmt: skip
-        shapes += rows
+    chosen = [shape for shape in SHAPES if options.shape in (None, "x".join(map(str, shape)))]
+    measured = [row for shape in chosen for row in measured_shape(shape, settings, quick=options.quick)]
     limits = roofline.measure(threads=options.threads)
     print(limits)
     if not options.quick:
+        kept = [row for row in saved({}).get("rows", []) if tuple(row["shape"]) not in chosen]
+        rows = sorted(kept + measured, key=lambda row: SHAPES.index(tuple(row["shape"])))
         found = {
             "threads": options.threads,
             "runs": options.runs,
             "kernels": library.kernels(),
             "limits": limits,
         }
-        print(write("sparse", {**found, "rows": shapes}))
+        print(write("sparse", saved({**found, "rows": rows})))
+
+
+def measured_shape(shape: tuple[int, int], settings: Settings, *, quick: bool) -> list[dict[str, Any]]:
+    """Measure and print every operator of one shape."""
+    rows = []
+    for operator in operators(shape, quick=quick):
+        rows.append(measure(operator, settings))
+        print(describe(rows[-1]), flush=True)
+    compare(rows)
+    for row in rows:
+        print(f"  {row['operator']}: streamed {row['streamed_speedup']:.2f}x, resident "
+              f"{row['resident_speedup']:.2f}x, prefill {row['prefill_speedup']:.2f}x")  # fmt: skip
+    return rows
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from .sparse_packing import BLOCK, GUARD, TILE, SparseLinear
 
 READ_BYTES = 2**28  # a thread: more than caches hold
 PREFILL_ROWS = 256
+DECODES, PREFILLS = 1000, 8  # products a call: long enough that all threads are at it
 
 
 def random_sparse(shape: tuple[int, int], *, kept: int, group: int, seed: int = 0) -> SparseLinear:
@@ -75,13 +76,13 @@ def measure(*, threads: int, kept: int = 32, group: int = 64, accuracy_level: in
     read = _rate(lambda i: library.read(buffers[i]), READ_BYTES, threads=threads)
     weights = small.shape[0] * small.shape[1]
     decode = _rate(
-        lambda i: library.multiply(small, one, accuracy_level=accuracy_level, repeats=50),
-        50 * weights,
+        lambda i: library.multiply(small, one, accuracy_level=accuracy_level, repeats=DECODES),
+        DECODES * weights,
         threads=threads,
     )
     matrix = _rate(
-        lambda i: library.multiply(small, many, accuracy_level=accuracy_level),
-        PREFILL_ROWS * weights,
+        lambda i: library.multiply(small, many, accuracy_level=accuracy_level, repeats=PREFILLS),
+        PREFILLS * PREFILL_ROWS * weights,
         threads=threads,
     )
     bits = 8 * (small.n_bytes - 2 * GUARD) / weights

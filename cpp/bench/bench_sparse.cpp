@@ -1,13 +1,15 @@
 // Sparse kernels beside a dense INT4 kernel of the same make, without a runtime; one JSON line per shape and count.
 //   bench_sparse [isa [threads [gigabytes]]]
-// Products of one row, streamed over copies that no cache holds; the dense kernel is AVX2 without VNNI, groups of 128
-// inputs with float16 scales and zero points, rows in the same tiles. Rates in 1e9 weights a second, medians of 7.
+// Products of one row, from the first and the second cache of every core and streamed over copies that no cache holds;
+// the dense kernel is AVX2 without VNNI, groups of 128 inputs with float16 scales and zero points, rows in the same tiles.
+// Rates in 1e9 weights a second, medians of 7; memory allows read_gb_s / bytes a weight.
 #include <immintrin.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <thread>
 #include <vector>
@@ -65,7 +67,11 @@ AWP_AVX2 void dense_tile(const std::uint8_t* codes, const std::uint16_t* scales,
 }
 
 struct Bench {
-  std::size_t rows, inputs, copies, threads;
+  std::size_t rows, inputs, threads;
+  std::size_t copies = 1, repeats = 1;  // a resident weight is one copy, multiplied again and again
+
+  // So many copies or repeats that a run takes in the bytes.
+  void cover(std::size_t bytes, std::size_t one, bool streamed) { (streamed ? copies : repeats) = bytes / one + 1; }
 
   std::size_t tiles() const { return rows / kTile; }
   std::size_t groups() const { return inputs / kGroup; }
@@ -78,16 +84,16 @@ struct Bench {
       std::vector<std::thread> team;
       for (std::size_t thread = 0; thread < threads; ++thread)
         team.emplace_back([=, this_bench = *this] {
-          for (std::size_t copy = 0; copy < this_bench.copies; ++copy)
+          for (std::size_t i = 0; i < this_bench.copies * this_bench.repeats; ++i)
             for (std::size_t tile = this_bench.tiles() * thread / this_bench.threads;
                  tile < this_bench.tiles() * (thread + 1) / this_bench.threads; ++tile)
-              work(copy, tile);
+              work(i % this_bench.copies, tile);
         });
       for (std::thread& thread : team) thread.join();
       if (run > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     std::nth_element(seconds.begin(), seconds.begin() + 3, seconds.end());
-    return 1e-9 * static_cast<double>(rows * inputs * copies) / seconds[3];
+    return 1e-9 * static_cast<double>(rows * inputs * copies * repeats) / seconds[3];
   }
 };
 
@@ -110,6 +116,11 @@ std::uint64_t random_mask(std::size_t kept, std::mt19937_64& random) {
   return mask;
 }
 
+struct Case {
+  const char* from;
+  std::size_t rows, inputs;
+};
+
 struct Input {
   std::vector<std::int8_t> values;
   std::vector<float> scales;
@@ -117,9 +128,12 @@ struct Input {
   Quantized view() const { return {values.data(), scales.data(), sums.data()}; }
 };
 
-double dense_rate(Bench bench, const Input& input, std::size_t bytes, std::mt19937_64& random) {
+// Bytes a weight of scales and zero points.
+constexpr double kGroupBytes = 2.5 / kGroup;
+
+double dense_rate(Bench bench, const Input& input, std::size_t bytes, bool streamed, std::mt19937_64& random) {
   const std::size_t one = bench.rows * bench.inputs / 2;
-  bench.copies = bytes / one + 1;
+  bench.cover(bytes, one, streamed);
   const std::vector<std::uint8_t> codes = repeated(random_words<std::uint8_t>(one, random), bench.copies);
   const std::size_t groups = bench.tiles() * bench.groups();
   const std::vector<std::uint16_t> scales = repeated(std::vector<std::uint16_t>(groups * kTile, 0x2c00), bench.copies);
@@ -134,9 +148,9 @@ double dense_rate(Bench bench, const Input& input, std::size_t bytes, std::mt199
 }
 
 double sparse_rate(Bench bench, const Table& table, const Input& input, std::size_t kept, std::size_t bytes,
-                   std::mt19937_64& random) {
+                   bool streamed, std::mt19937_64& random) {
   const std::size_t words = bench.rows * bench.inputs / kBlock, one = words / 2 * kept;
-  bench.copies = bytes / (one + words * 8) + 1;
+  bench.cover(bytes, one + words * 8, streamed);
   std::vector<std::uint64_t> some(words);
   for (std::uint64_t& mask : some) mask = random_mask(kept, random);
   const std::vector<std::uint64_t> masks = repeated(some, bench.copies);
@@ -158,7 +172,7 @@ double sparse_rate(Bench bench, const Table& table, const Input& input, std::siz
 
 double read_rate(std::size_t threads, std::size_t bytes) {
   const std::vector<std::uint64_t> data(bytes / 8, 1);
-  const Bench bench{kTile * threads, 1, 1, threads};
+  const Bench bench{kTile * threads, 1, threads};
   const std::size_t share = data.size() / threads;
   const double rate = bench.rate([&](std::size_t, std::size_t tile) {
     std::uint64_t sum = 0;
@@ -179,17 +193,23 @@ int main(int argc, char** argv) {
     return 2;
   }
   std::mt19937_64 random(1);
-  const std::size_t shapes[][2] = {{4096, 4096}, {4096, 11008}};
-  for (const auto& [rows, inputs] : shapes) {
-    const Bench bench{rows, inputs, 1, threads};
-    Input input{std::vector<std::int8_t>(inputs), std::vector<float>(inputs / kGroup, 0.01f), std::vector<std::int32_t>(inputs / kGroup)};
+  const double read = read_rate(threads, bytes);
+  const Case cases[] = {{"L1", kTile * threads, 1536}, {"L2", 16 * kTile * threads, 1536}, {"memory", 4096, 4096},
+                        {"memory", 4096, 11008}};
+  for (const Case& c : cases) {
+    const Bench bench{c.rows, c.inputs, threads};
+    const bool streamed = std::strcmp(c.from, "memory") == 0;
+    const std::size_t groups = c.inputs / kGroup;
+    Input input{std::vector<std::int8_t>(c.inputs), std::vector<float>(groups, 0.01f), std::vector<std::int32_t>(groups)};
     for (std::int8_t& value : input.values) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
-    const double dense = dense_rate(bench, input, bytes, random), read = read_rate(threads, bytes);
+    const double dense = dense_rate(bench, input, bytes, streamed, random);
     for (const std::size_t kept : {32, 24, 16}) {
-      const double sparse = sparse_rate(bench, *table, input, kept, bytes, random);
-      std::printf("{\"rows\": %zu, \"inputs\": %zu, \"kept\": %zu, \"kernels\": \"%s\", \"threads\": %zu, "
-                  "\"sparse_gweights\": %.2f, \"dense_avx2_gweights\": %.2f, \"ratio\": %.3f, \"read_gb_s\": %.2f}\n",
-                  rows, inputs, kept, table->name, threads, sparse, dense, sparse / dense, read);
+      const double sparse = sparse_rate(bench, *table, input, kept, bytes, streamed, random);
+      std::printf("{\"from\": \"%s\", \"rows\": %zu, \"inputs\": %zu, \"kept\": %zu, \"kernels\": \"%s\", "
+                  "\"threads\": %zu, \"sparse_gweights\": %.2f, \"dense_avx2_gweights\": %.2f, \"ratio\": %.3f, "
+                  "\"sparse_bytes\": %.4f, \"dense_bytes\": %.4f, \"read_gb_s\": %.2f}\n",
+                  c.from, c.rows, c.inputs, kept, table->name, threads, sparse, dense, sparse / dense,
+                  1.0 / 8 + static_cast<double>(kept) / 128 + kGroupBytes, 0.5 + kGroupBytes, read);
       std::fflush(stdout);
     }
   }

@@ -1,6 +1,7 @@
 // AVX2: masks are expanded a byte at a time. Two tables give, for 8 mask bits, where the kept codes lie in a window of
 // 16 bytes: codes of an even byte end at the window's middle, those of the odd byte after it begin there. So one
-// population count places a window for 16 inputs, and no count has to be added to the indices.
+// population count places a window for 16 inputs, and no count has to be added to the indices. Products of one row of
+// inputs with at most 32 codes a block have another way, in avx2_ranks.inc.
 #include <immintrin.h>
 
 #include "table.h"
@@ -139,6 +140,31 @@ inline __m256i multiply(Bytes64 weights, __m256i low, __m256i high) {
   return _mm256_add_epi16(_mm256_maddubs_epi16(weights.low, low), _mm256_maddubs_epi16(weights.high, high));
 }
 
+inline void store(float* y, const Floats16& total) {
+  _mm256_storeu_ps(y, total.half[0]);
+  _mm256_storeu_ps(y + 8, total.half[1]);
+}
+
+// The odd last block.
+template <bool Fixed>
+void add_last(Floats16& total, const Weights& w, std::size_t tile, const std::uint64_t* masks, const std::uint8_t* codes,
+              const Quantized& input) {
+  const std::size_t block = w.blocks() - 1;
+  const Fills fills(zeros_of(w, tile, block));
+  const std::int8_t* values = input.values + block * kBlock;
+  __m256i lanes[kTile];
+  for (std::size_t row = 0; row < kTile; ++row) {
+    const Unpaired unpaired(codes);
+    const Bytes64 weights = expand_block<Nibble::low>(unpaired.codes(), masks + row, fills.row(row));
+    lanes[row] = _mm256_madd_epi16(multiply(weights, load256(values), load256(values + 32)), _mm256_set1_epi16(1));
+    codes += ((Fixed ? w.kept : count(masks[row])) + 1) / 2;
+  }
+  const __m256i sums[2] = {sum_lanes(lanes), sum_lanes(lanes + 8)};
+  add_group(total, sums, w, tile, block, input);
+}
+
+#include "avx2_ranks.inc"
+
 template <bool Fixed, bool Wide> void decode_tile(const Weights& w, std::size_t tile, const Quantized& input, float* y) {
   const std::size_t blocks = w.blocks();
   const std::uint64_t* masks = w.masks + tile * blocks * kTile;
@@ -168,28 +194,23 @@ template <bool Fixed, bool Wide> void decode_tile(const Weights& w, std::size_t 
       add_group(total, sums, w, tile, group + static_cast<std::size_t>(part), input);
     }
   }
-  if (blocks % 2 != 0) {
-    const Fills fills(zeros_of(w, tile, blocks - 1));
-    const std::int8_t* values = input.values + (blocks - 1) * kBlock;
-    for (std::size_t row = 0; row < kTile; ++row) {
-      const Unpaired unpaired(codes);
-      const Bytes64 weights = expand_block<Nibble::low>(unpaired.codes(), masks + row, fills.row(row));
-      lanes[0][row] = _mm256_madd_epi16(multiply(weights, load256(values), load256(values + 32)), ones);
-      codes += ((Fixed ? w.kept : count(masks[row])) + 1) / 2;
-    }
-    const __m256i sums[2] = {sum_lanes(lanes[0]), sum_lanes(lanes[0] + 8)};
-    add_group(total, sums, w, tile, blocks - 1, input);
-  }
-  _mm256_storeu_ps(y, total.half[0]);
-  _mm256_storeu_ps(y + 8, total.half[1]);
+  if (blocks % 2 != 0) add_last<Fixed>(total, w, tile, masks, codes, input);
+  store(y, total);
+}
+
+template <bool Wide> void decode_any(const Weights& w, std::size_t tile, const Quantized& input, float* y) {
+  if (w.offsets != nullptr)
+    decode_tile<false, Wide>(w, tile, input, y);
+  else if (w.kept > 32)
+    decode_tile<true, Wide>(w, tile, input, y);
+  else if (w.kept > 16)
+    decode_ranked<Wide, false>(w, tile, input, y);
+  else
+    decode_ranked<Wide, true>(w, tile, input, y);
 }
 
 void decode(const Weights& w, std::size_t tile, const Quantized& input, float* y) {
-  const bool wide = w.group == 2 * kBlock;
-  if (w.offsets == nullptr)
-    wide ? decode_tile<true, true>(w, tile, input, y) : decode_tile<true, false>(w, tile, input, y);
-  else
-    wide ? decode_tile<false, true>(w, tile, input, y) : decode_tile<false, false>(w, tile, input, y);
+  w.group == 2 * kBlock ? decode_any<true>(w, tile, input, y) : decode_any<false>(w, tile, input, y);
 }
 
 // Writes 32 inputs of 8 rows: four bytes of each row side by side.
@@ -289,10 +310,7 @@ void dense_some(const Weights& w, std::size_t tile, const Expanded* expanded, co
     }
     for (std::size_t i = 0; i < Count; ++i) add_group(total[i], sums[i], w, tile, group, inputs[i]);
   }
-  for (std::size_t i = 0; i < Count; ++i) {
-    _mm256_storeu_ps(y + i * stride, total[i].half[0]);
-    _mm256_storeu_ps(y + i * stride + 8, total[i].half[1]);
-  }
+  for (std::size_t i = 0; i < Count; ++i) store(y + i * stride, total[i]);
 }
 
 void dense(const Weights& w, std::size_t tile, const Expanded* expanded, const Quantized* inputs, std::size_t rows,
@@ -328,10 +346,7 @@ void float_some(const Weights& w, std::size_t tile, const Expanded* expanded, co
         total[i].half[half] = _mm256_fmadd_ps(sums[i], scale, total[i].half[half]);
     }
   }
-  for (std::size_t i = 0; i < Count; ++i) {
-    _mm256_storeu_ps(y + i * stride, total[i].half[0]);
-    _mm256_storeu_ps(y + i * stride + 8, total[i].half[1]);
-  }
+  for (std::size_t i = 0; i < Count; ++i) store(y + i * stride, total[i]);
 }
 
 void dense_float(const Weights& w, std::size_t tile, const Expanded* expanded, const float* x, std::size_t rows,
