@@ -13,6 +13,7 @@ _NUMBERS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "mean_relative_error": ("mean relative error", ".5f"),
         "seconds": ("seconds", ".0f"),
+        "cpu_seconds": ("CPU seconds", ".0f"),
         "bits_per_weight": ("bits/weight, dense export", ".2f"),
         "packed_bits": ("bits/weight, packed", ".2f"),
     }

@@ -1,12 +1,14 @@
 """Compare awp-plus with every peer layer by layer: `python bench/layers.py MODEL --statistics DIR`.
 
 One linear of every input group of some blocks, at every setting of `SETTINGS`; DIR is what `awp-edge compress
---one-shot --statistics DIR` saved. The gain of a layer is 1 - f / (the best peer's f).
+--one-shot --statistics DIR` saved. The gain of a layer is 1 - f / (the best peer's f). A second run takes the peers
+from what the first wrote.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from common import write
+from common import RESULTS, write
 from numpy.typing import NDArray
 
 from awp_edge import CompressSpec, Problem, compress_layer
@@ -32,6 +34,7 @@ SETTINGS: tuple[Mapping[str, Any], ...] = tuple(
 )
 #: What is asked of awp-plus: nowhere worse than the best peer by more, and better by this on average.
 ALLOWED, EXPECTED = 0.001, 0.015
+EFFORTS = ("default", "max")
 
 
 def problems(source: SavedStatistics, blocks: Sequence[int]) -> Iterator[tuple[str, Problem]]:
@@ -52,11 +55,22 @@ def measured(problem: Problem, spec: CompressSpec, *, threads: int) -> dict[str,
     return {"relative_error": error, "seconds": seconds}
 
 
-def compared(problem: Problem, setting: Mapping[str, Any], *, efforts: Sequence[str], threads: int) -> Any:
-    """Return every peer, awp-plus at every effort, and the gains over the best peer."""
+def compared(
+    problem: Problem,
+    setting: Mapping[str, Any],
+    known: Mapping[str, Any],
+    *,
+    efforts: Sequence[str],
+    threads: int,
+) -> dict[str, Any]:
+    """Return every peer (as it was, where it is known), awp-plus at every effort, the gains over the best peer."""
     specs = {name: CompressSpec(name, **setting) for name in PEERS}
-    specs |= {f"awp-plus {effort}": CompressSpec(effort=effort, **setting) for effort in efforts}
-    found = {name: measured(problem, spec, threads=threads) for name, spec in specs.items()}
+    ours = {f"awp-plus {effort}": CompressSpec(effort=effort, **setting) for effort in efforts}
+    found = {
+        name: known[name] if name in known else measured(problem, spec, threads=threads)
+        for name, spec in specs.items()
+    }
+    found |= {name: measured(problem, spec, threads=threads) for name, spec in ours.items()}
     best = min(PEERS, key=lambda name: found[name]["relative_error"])
     gains = {
         effort: 1 - found[f"awp-plus {effort}"]["relative_error"] / found[best]["relative_error"]
@@ -84,6 +98,13 @@ def summary(rows: Sequence[Mapping[str, Any]], effort: str) -> dict[str, Any]:
     }
 
 
+def summaries(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the summary of every effort that was measured."""
+    return {
+        effort: summary(rows, effort) for effort in EFFORTS if any(effort in row["gains"] for row in rows)
+    }
+
+
 def _spread(gains: Sequence[float]) -> dict[str, Any]:
     values: NDArray[np.float64] = np.array(gains)
     return {
@@ -95,7 +116,7 @@ def _spread(gains: Sequence[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and write bench/results/NAME.json, again after every layer."""
+    """Measure and write bench/results/NAME.json, again after every setting."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--statistics", type=Path, required=True)
@@ -106,17 +127,23 @@ def main() -> None:
     options = parser.parse_args()
     source = SavedStatistics(ModelFolder(options.model), options.statistics)
     thorough = {int(block) for block in options.max_blocks.split(",") if block}
-    rows: list[dict[str, Any]] = []
+    known, rows = measured_before(options.name), []
     for block in map(int, options.blocks.split(",")):
-        efforts = ("default", "max") if block in thorough else ("default",)
+        efforts = EFFORTS if block in thorough else EFFORTS[:1]
         for name, problem in problems(source, [block]):
             for setting in SETTINGS:
-                row = compared(problem, setting, efforts=efforts, threads=options.threads)
-                rows.append({"layer": name, "setting": setting_name(CompressSpec(**setting)), **row})
-                print(name, rows[-1]["setting"], rows[-1]["best_peer"], rows[-1]["gains"], flush=True)
-            found = {effort: summary(rows, effort) for effort in ("default", "max")
-                     if any(effort in row["gains"] for row in rows)}  # fmt: skip
-            write(options.name, {"threads": options.threads, "summary": found, "rows": rows})
+                key = (name, setting_name(CompressSpec(**setting)))
+                row = compared(problem, setting, known.get(key, {}), efforts=efforts, threads=options.threads)
+                rows.append({"layer": name, "setting": key[1], **row})
+                print(*key, row["best_peer"], row["gains"], flush=True)
+                write(options.name, {"threads": options.threads, "summary": summaries(rows), "rows": rows})
+
+
+def measured_before(name: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return (layer, setting) -> the methods of an earlier run, whose peers need not be run again."""
+    file = RESULTS / f"{name}.json"
+    rows = json.loads(file.read_text())["results"]["rows"] if file.is_file() else []
+    return {(row["layer"], row["setting"]): row["methods"] for row in rows}
 
 
 if __name__ == "__main__":

@@ -125,10 +125,11 @@ def test_markdown_and_plots(tmp_path: Path) -> None:
         {"steps": 2, "seconds": 0.2, "relative_error": 0.4},
     ]
     result = {"table": "joint", "dense": {"wiki": measured(19.26), "c4": measured(20.0)}, "rows": rows,
-              "protocol": "8 windows", "convergence": [{"layer": "a", "curves": {"awp": curve, "alps": curve}}]}  # fmt: skip
+              "protocol": "8 windows",
+              "convergence": [{"layer": "a", "curves": {"awp": curve, "alps": curve}}]}  # fmt: skip
     lines = markdown(result).splitlines()
-    assert lines[2] == "| dense |  | 19.26 | - | 20.00 | - | - | - | - | - |"
-    assert lines[3] == "| rtn | INT3 | 66.81 | 0.5000 | 133.62 | 0.5000 | 0.06681 | 3 | - | 3.30 |"
+    assert lines[2] == "| dense |  | 19.26 | - | 20.00 | - | - | - | - | - | - |"
+    assert lines[3] == "| rtn | INT3 | 66.81 | 0.5000 | 133.62 | 0.5000 | 0.06681 | 3 | 5 | - | 3.30 |"
     assert "| 31.00 (30.00-32.00) |" in lines[4]
     assert lines[-1] == "8 windows"
     pytest.importorskip("matplotlib")
@@ -158,9 +159,9 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     build("llama", tmp_path / "model")
     text = write_text(tmp_path / "text.txt", 2000)
-    asked = ("table", "quantization", tmp_path / "model", "--text", text, "--text", f"{text}:3-9", "--calibration", text,
-             "--samples", 4, "--seq-len", 64, "--windows", 2, "--group-size", 32, "--method", "rtn", "--method", "awq",
-             "--out", tmp_path / "out", "--json")  # fmt: skip
+    asked = ("table", "quantization", tmp_path / "model", "--text", text, "--text", f"{text}:3-9",
+             "--calibration", text, "--samples", 4, "--seq-len", 64, "--windows", 2, "--group-size", 32,
+             "--method", "rtn", "--method", "awq", "--out", tmp_path / "out", "--json")  # fmt: skip
     first = succeeded(*asked)
     rows = first.json["rows"]
     assert [(row["method"], row["setting"]) for row in rows] == [

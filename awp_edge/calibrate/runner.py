@@ -20,6 +20,14 @@ from .tokenizer import load_tokenizer
 CHUNK_BYTES = 1 << 26
 
 
+def load_model(path: str | Path) -> Any:
+    """Return the torch model of a Hugging Face or compressed folder, an encoder's too, compressed layers dense.
+
+    Memory: every parameter in float32.  Raises: AwpError for a folder that cannot be read.
+    """
+    return _model(_tensors(path))
+
+
 class TorchModel:
     """A causal language model that turns tokens into logits in float32; compressed layers are put in place dense.
 
@@ -29,11 +37,9 @@ class TorchModel:
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        kind = folder_kind(path)
-        self._folder = _CompressedTensors(Path(path)) if kind == "compressed" else ModelFolder(path)
+        self._folder = _tensors(path)
         self._threads = threads
-        uniform = self._folder.layer_tensors if isinstance(self._folder, _CompressedTensors) else ()
-        self._model = whole_model(self._folder, uniform=uniform)
+        self._model = _model(self._folder)
         self._head = self._model.get_output_embeddings()
         if self._head is None or not self._model.can_generate():
             raise AwpError(
@@ -110,6 +116,15 @@ class ReferenceModel(TorchModel):
             self._room -= hidden.nbytes
             self._kept[key] = hidden
         return hidden
+
+
+def _tensors(path: str | Path) -> ModelFolder | _CompressedTensors:
+    return _CompressedTensors(Path(path)) if folder_kind(path) == "compressed" else ModelFolder(path)
+
+
+def _model(folder: ModelFolder | _CompressedTensors) -> Any:
+    uniform = folder.layer_tensors if isinstance(folder, _CompressedTensors) else ()
+    return whole_model(folder, uniform=uniform)
 
 
 class _CompressedTensors:
