@@ -68,6 +68,9 @@ class TableChoice(Options):
     samples: Annotated[int | None, typer.Option(min=1, metavar="N", help="Calibration windows.")] = None
     seq_len: Annotated[int, typer.Option(min=2, metavar="L", help="Tokens per window, in both.")] = 2048
     windows: Annotated[int | None, typer.Option(min=1, help="Windows of each text; all by default.")] = None
+    token_weights: Annotated[
+        str, typer.Option(metavar="uniform|norm", help="Weights of the calibration tokens, as in `compress`.")
+    ] = "uniform"
     subsets: Annotated[
         int,
         typer.Option(
@@ -161,11 +164,9 @@ class _Run:
             for row in rows:
                 step = f"{row.name}, {subset.statistics.name}"
                 asked = {
-                    **self._key,
-                    **asdict(row.spec),
-                    "statistics": str(subset.statistics),
-                    "seed": subset.seed,
-                }
+                    **self._key, **asdict(row.spec), "statistics": str(subset.statistics), "seed": subset.seed,
+                    "token_weights": self._options.token_weights,
+                }  # fmt: skip
                 done[row.name].append(self._steps.run(step, asked, partial(self._row, row, subset)))
                 result["rows"] = [pooled(runs) for runs in done.values() if runs]
                 result["rivals"] = rivals(result["rows"])
@@ -195,7 +196,7 @@ class _Run:
             CompressChoice(
                 model=options.model, out=folder, calibration=options.calibration, samples=options.samples,
                 seq_len=options.seq_len, seed=subset.seed, statistics=subset.statistics, threads=options.threads,
-                certificate=False, resume=True, **spec,
+                token_weights=options.token_weights, certificate=False, resume=True, **spec,
             )
         ).payload  # fmt: skip
         spent = time.process_time() - started
@@ -234,8 +235,11 @@ class _Run:
         spread = (
             f" in {len(self._subsets)} subsets (mean, least to largest)" if len(self._subsets) > 1 else ""
         )
+        source = Path(options.calibration).name
+        if options.token_weights != "uniform":
+            source += f", tokens weighted by {options.token_weights}"
         return (
-            f"Windows of {options.seq_len} tokens: {texts}; calibrated on {Path(options.calibration).name}{spread}, "
+            f"Windows of {options.seq_len} tokens: {texts}; calibrated on {source}{spread}, "
             f"groups of {options.group_size}; {machine()['cpu']}, {time.strftime('%Y-%m-%d')}."
         )
 
