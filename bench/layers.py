@@ -127,23 +127,25 @@ def main() -> None:
     options = parser.parse_args()
     source = SavedStatistics(ModelFolder(options.model), options.statistics)
     thorough = {int(block) for block in options.max_blocks.split(",") if block}
-    known, rows = measured_before(options.name), []
+    rows = measured_before(options.name)
     for block in map(int, options.blocks.split(",")):
         efforts = EFFORTS if block in thorough else EFFORTS[:1]
         for name, problem in problems(source, [block]):
             for setting in SETTINGS:
                 key = (name, setting_name(CompressSpec(**setting)))
-                row = compared(problem, setting, known.get(key, {}), efforts=efforts, threads=options.threads)
-                rows.append({"layer": name, "setting": key[1], **row})
+                known = rows.get(key, {}).get("methods", {})
+                row = compared(problem, setting, known, efforts=efforts, threads=options.threads)
+                rows[key] = {"layer": name, "setting": key[1], **row}
                 print(*key, row["best_peer"], row["gains"], flush=True)
-                write(options.name, {"threads": options.threads, "summary": summaries(rows), "rows": rows})
+                every = list(rows.values())
+                write(options.name, {"threads": options.threads, "summary": summaries(every), "rows": every})
 
 
 def measured_before(name: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return (layer, setting) -> the methods of an earlier run, whose peers need not be run again."""
+    """Return (layer, setting) -> the row of an earlier run, whose peers need not be run again."""
     file = RESULTS / f"{name}.json"
     rows = json.loads(file.read_text())["results"]["rows"] if file.is_file() else []
-    return {(row["layer"], row["setting"]): row["methods"] for row in rows}
+    return {(row["layer"], row["setting"]): row for row in rows}
 
 
 if __name__ == "__main__":
