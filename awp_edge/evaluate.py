@@ -60,6 +60,7 @@ def evaluate(
     *,
     seq_len: int = DEFAULT_SEQ_LEN,
     windows: int | None = None,
+    skip: int = 0,
     against: LogitsSource | None = None,
     on_window: OnWindow | None = None,
 ) -> Evaluation:
@@ -72,7 +73,8 @@ def evaluate(
         model: the model to measure.
         text: the whole text.
         seq_len: tokens per window.
-        windows: how many windows at most, from the start; None takes all.
+        windows: how many windows at most; None takes all.
+        skip: windows at the start of the text that are left out.
         against: the model (usually the dense one) that KL(against || model) and the agreement refer to.
         on_window: called as on_window(done, all) after each window.
 
@@ -84,7 +86,7 @@ def evaluate(
     tokens = np.asarray(model.encode(text), dtype=np.int64)
     if against is not None:
         _check_same_tokens(model, against, tokens, text=text)
-    cut = cut_windows(tokens, seq_len=seq_len, windows=windows)
+    cut = cut_windows(tokens, seq_len=seq_len, windows=windows, skip=skip)
     sums = np.zeros(4)
     for done, window in enumerate(cut, start=1):
         sums += _window_sums(model, window) if against is None else _paired_sums(model, against, window)
@@ -93,8 +95,8 @@ def evaluate(
     return _summary(sums / (len(cut) * (seq_len - 1)), cut, compared=against is not None)
 
 
-def cut_windows(tokens: Tokens, *, seq_len: int, windows: int | None = None) -> Tokens:
-    """Return the first consecutive windows, (n, seq_len); the tail that fills none is dropped.
+def cut_windows(tokens: Tokens, *, seq_len: int, windows: int | None = None, skip: int = 0) -> Tokens:
+    """Return consecutive windows after the first `skip`, (n, seq_len); the tail that fills none is dropped.
 
     Raises:
         AwpError: too few tokens for one window, or a window that predicts nothing.
@@ -107,8 +109,10 @@ def cut_windows(tokens: Tokens, *, seq_len: int, windows: int | None = None) -> 
             f"the text has {len(tokens)} tokens and one window needs {seq_len}: "
             "give a longer text or a smaller --seq-len"
         )
-    n = n if windows is None else min(n, windows)
-    return tokens[: n * seq_len].reshape(n, seq_len)
+    if skip >= n:
+        raise AwpError(f"the text has {n} windows of {seq_len} tokens: there is none after the first {skip}")
+    last = n if windows is None else min(n, skip + windows)
+    return tokens[skip * seq_len : last * seq_len].reshape(last - skip, seq_len)
 
 
 def log_softmax(logits: Logits) -> Logits:

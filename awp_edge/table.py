@@ -1,10 +1,12 @@
-"""The rows of the paper's tables, what each would take packed, and the table as Markdown and plots."""
+"""The rows of the paper's tables, what each would take packed, and what several calibrations say together."""
 
 from __future__ import annotations
 
+import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
 
@@ -15,27 +17,26 @@ from .spec import CompressSpec
 #: Table -> the settings of its rows; the rivals of `joint` take as much packed storage without zeros.
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType(
     {
-        "pruning": tuple({"sparsity": share} for share in (0.5, 0.6, 0.7, 0.8, 0.9)),
+        "pruning": (
+            *({"sparsity": share} for share in (0.5, 0.6, 0.7, 0.8, 0.9)),
+            *({"pattern": pattern} for pattern in ("2:4", "4:8", "32/64")),
+        ),
         "quantization": tuple({"bits": bits} for bits in (4, 3, 2)),
         "joint": (
             *({"sparsity": share, "bits": 4} for share in (0.25, 0.5, 0.75)),
+            {"pattern": "32/64", "bits": 4},
             {"bits": 3},
             {"bits": 2},
         ),
         "lowrank": tuple({"rank": share} for share in (0.9, 0.8, 0.7, 0.6, 0.5)),
     }
 )
+ALL = "all"
+TABLES = (*SETTINGS, ALL)
+#: With zeros and INT4, and dense with as many bits a weight when both are packed.
+RIVALS: tuple[tuple[str, str], ...] = (("50% + INT4", "INT3"), ("75% + INT4", "INT2"))
+MEASURES = ("perplexity", "kl", "top1_agreement")
 _SCALE_BITS = 16
-_FIELDS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "perplexity": ("perplexity", ".2f"),
-        "kl": ("KL to dense", ".4f"),
-        "mean_relative_error": ("mean relative error", ".5f"),
-        "seconds": ("seconds", ".0f"),
-        "bits_per_weight": ("bits/weight, dense export", ".2f"),
-        "packed_bits": ("bits/weight, packed", ".2f"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -51,37 +52,68 @@ class Row:
         return f"{self.spec.method} {self.setting}"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Bundle what narrows a table down.
+
+    Args:
+        methods: only these; None takes all that there are.
+        rows: shell patterns of row names ("awp* 50%"), one of which has to fit; None takes every row.
+    """
+
+    methods: Sequence[str] | None = None
+    rows: Sequence[str] | None = None
+
+    def takes(self, row: Row) -> bool:
+        """Return whether a row is wanted."""
+        named = self.rows is None or any(fnmatchcase(row.name, pattern) for pattern in self.rows)
+        return named and (self.methods is None or row.spec.method in self.methods)
+
+    def __str__(self) -> str:
+        return ", ".join([*(self.methods or ()), *(self.rows or ())])
+
+
 def table_rows(
-    table: str, *, group_size: int, effort: str = "default", methods: Sequence[str] | None = None
+    table: str, *, group_size: int, effort: str = "default", choice: Choice = Choice()
 ) -> Iterator[Row]:
-    """Yield the rows of a table, one for every method that does what a setting asks.
+    """Yield the rows of a table, one for every method that does what a setting asks; "all" holds every setting once.
 
     Raises:
-        UsageError: a table or a method that does not exist, or methods of which none does what the table asks.
+        UsageError: a table or a method that does not exist, or a choice that leaves no row.
     """
-    if table not in SETTINGS:
-        raise UsageError(f"table {table!r} is unknown: choose one of {', '.join(SETTINGS)}")
-    for name in methods or ():
+    if table not in TABLES:
+        raise UsageError(f"table {table!r} is unknown: choose one of {', '.join(TABLES)}")
+    for name in choice.methods or ():
         if name not in METHODS:
             raise UsageError(f"method {name!r} is unknown: choose one of {', '.join(METHODS)}")
     found = False
-    for setting in SETTINGS[table]:
-        asked = CompressSpec(
-            group_size=group_size, effort=effort, **setting
-        )  # the default method does all kinds
+    for setting in settings_of(table):
+        # The default method does all kinds.
+        asked = CompressSpec(group_size=group_size, effort=effort, **setting)
         for method in METHODS:
-            if METHODS[method].handles(asked.kind) and (methods is None or method in methods):
-                found = True
-                yield Row(setting_name(asked), replace(asked, method=method))
+            if METHODS[method].handles(asked.kind):
+                row = Row(setting_name(asked), replace(asked, method=method))
+                if choice.takes(row):
+                    found = True
+                    yield row
     if not found:
-        raise UsageError(f"none of {', '.join(methods or ())} does {table}: see awp-edge compress --help")
+        raise UsageError(f"none of {choice} does {table}: see awp-edge table --help")
+
+
+def settings_of(table: str) -> tuple[Mapping[str, Any], ...]:
+    """Return the settings of a table, each once."""
+    if table != ALL:
+        return SETTINGS[table]
+    every = [setting for settings in SETTINGS.values() for setting in settings]
+    return tuple(setting for i, setting in enumerate(every) if setting not in every[:i])
 
 
 def setting_name(spec: CompressSpec) -> str:
-    """Return what is asked in a few characters: "50%", "INT3", "50% + INT4", "rank 80%"."""
+    """Return what is asked in a few characters: "50%", "2:4", "INT3", "50% + INT4", "rank 80%"."""
     if spec.rank is not None:
         return f"rank {spec.rank:.0%}" if spec.rank < 1 else f"rank {spec.rank:g}"
-    parts = [f"{spec.sparsity:.0%}" if spec.sparsity else "", f"INT{spec.bits}" if spec.bits else ""]
+    share = f"{spec.sparsity:.0%}" if spec.sparsity else ""
+    parts = [share if spec.pattern == "row" else spec.pattern, f"INT{spec.bits}" if spec.bits else ""]
     return " + ".join(part for part in parts if part)
 
 
@@ -93,56 +125,75 @@ def packed_bits(spec: CompressSpec) -> float:
     """
     if spec.rank is not None:
         return 16.0 * spec.rank
-    kept = 1 - spec.sparsity
-    mask = 1.0 if spec.sparsity else 0.0
+    zeros = _zeros(spec)
+    mask = 1.0 if zeros else 0.0
     if spec.bits is None:
-        return mask + 16 * kept
-    return mask + spec.bits * kept + (_SCALE_BITS + spec.bits) / spec.group_size
+        return mask + 16 * (1 - zeros)
+    return mask + spec.bits * (1 - zeros) + (_SCALE_BITS + spec.bits) / spec.group_size
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """Return the table as Markdown, dense model first."""
-    header = ["method", "asked", *(title for title, _ in _FIELDS.values())]
-    lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * len(_FIELDS)]
-    for row in ({"method": "dense", "setting": "", **result["dense"]}, *result["rows"]):
-        cells = [
-            row["method"],
-            row["setting"],
-            *(_cell(row.get(key), form) for key, (_, form) in _FIELDS.items()),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", result["protocol"], ""])
+def _zeros(spec: CompressSpec) -> float:
+    if spec.pattern == "row":
+        return spec.sparsity
+    kept, of = map(int, re.split("[:/]", spec.pattern))
+    return 1 - kept / of
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what runs of one row on several calibrations say together.
 
+    Every number is the mean over the runs; "spread" holds least, largest and standard deviation where there are
+    several. The measures at the top are those of the first text; layers are those of the first run.
 
-def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw perplexity against packed bits, and the error of every layer; return the files.
-
-    Raises: ModuleNotFoundError where matplotlib is not installed.
+    Args:
+        runs: equal keys: "texts" (label -> measures), "mean_relative_error", "seconds", "cpu_seconds", "layers"
+            (name -> relative error), and what is the same in all.
     """
-    from matplotlib.figure import Figure
+    first = runs[0]
+    errors = [run["mean_relative_error"] for run in runs]
+    texts = {label: _pooled_text([run["texts"][label] for run in runs]) for label in first["texts"]}
+    top = next(iter(texts.values()))
+    result = {
+        **{key: value for key, value in first.items() if key not in ("texts", "seconds", "cpu_seconds")},
+        **{key: top[key] for key in (*MEASURES, "windows")},
+        "mean_relative_error": statistics.fmean(errors),
+        **{key: statistics.fmean(run[key] for run in runs) for key in ("seconds", "cpu_seconds")},
+        "texts": texts,
+        "runs": len(runs),
+    }
+    if len(runs) > 1:
+        result["error_spread"] = _spread(errors)
+    return result
 
-    by_method: dict[str, list[Mapping[str, Any]]] = {}
-    for row in result["rows"]:
-        by_method.setdefault(row["method"], []).append(row)
-    quality, layers = Figure(figsize=(7, 5)), Figure(figsize=(9, 5))
-    axes, errors = quality.add_subplot(), layers.add_subplot()
-    for method, rows in by_method.items():
-        ordered = sorted(rows, key=lambda row: row["packed_bits"])
-        axes.plot(
-            *zip(*((r["packed_bits"], r["perplexity"]) for r in ordered), strict=True), "o-", label=method
-        )
-        errors.plot(
-            [layer["relative_error"] for layer in rows[0]["layers"]], label=f"{method} {rows[0]['setting']}"
-        )
-    axes.axhline(result["dense"]["perplexity"], color="grey", linestyle=":", label="dense")
-    axes.set(xlabel="bits a weight, masks and scales included", ylabel="perplexity", yscale="log")
-    errors.set(xlabel="layer", ylabel="relative error", yscale="log")
-    files = [folder / f"{result['table']}-perplexity.svg", folder / f"{result['table']}-layers.svg"]
-    for figure, file in zip((quality, layers), files, strict=True):
-        figure.gca().legend(fontsize="small")
-        figure.savefig(file, bbox_inches="tight")
-    return files
+
+def _pooled_text(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"windows": measured[0]["windows"]}
+    for key in MEASURES:
+        values = [one[key] for one in measured]
+        found[key] = statistics.fmean(values)
+        if len(values) > 1:
+            found[f"{key}_spread"] = _spread(values)
+    return found
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": min(values), "max": max(values), "deviation": statistics.stdev(values)}
+
+
+def rivals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for both kinds of equal storage, the row of least perplexity with zeros and the one without."""
+    found = []
+    for pair in RIVALS:
+        best = [
+            min(having, key=lambda row: row["perplexity"])
+            for setting in pair
+            if (having := [row for row in rows if row["setting"] == setting])
+        ]
+        if len(best) == len(pair):
+            kept = ("method", "setting", "packed_bits", "perplexity", "kl")
+            found.append({"sparse": _part(best[0], kept), "dense": _part(best[1], kept)})
+    return found
+
+
+def _part(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: row[key] for key in keys}

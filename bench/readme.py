@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "guarantees.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "guarantees.md", ROOT / "docs" / "methods.md")
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 
 Result = Mapping[str, Any]
@@ -276,6 +276,64 @@ def greedy(result: Result) -> str:
     )
 
 
+def table(result: Result) -> str:
+    """Return what `awp-edge table` printed."""
+    from awp_edge.table_page import markdown
+
+    return markdown(result)
+
+
+def layers(result: Result) -> str:
+    """Return the gains of awp-plus over the best peer of every layer."""
+    rows = []
+    for effort, found in result["results"]["summary"].items():
+        every = [("all", found), *found["settings"].items()]
+        rows += [
+            (
+                f"{effort}, {name}",
+                str(one["n"]),
+                f"{one['mean']:.2%}",
+                f"{one['min']:.2%}",
+                f"{one['max']:.2%}",
+            )
+            for name, one in every
+        ]
+    header = ("effort, setting", "layers", "mean gain", "least", "largest")
+    names = list(
+        dict.fromkeys(row["layer"].removeprefix("model.layers.") for row in result["results"]["rows"])
+    )
+    return f"{_table(header, rows)}\n\nSmolLM2-135M, {', '.join(names)}. {_where(result)}.\n"
+
+
+def encoder(result: Result) -> str:
+    """Return how near a compressed encoder's embeddings are to the dense ones."""
+    measured = result["results"]
+    rows = (
+        (
+            row["method"],
+            row["setting"],
+            f"{row['mean_cosine']:.4f}",
+            f"{row['least_cosine']:.4f}",
+            f"{row['same_neighbour']:.1%}",
+            f"{row['mean_relative_error']:.5f}",
+        )
+        for row in measured["rows"]
+    )
+    header = (
+        "method",
+        "asked",
+        "mean cosine",
+        "least cosine",
+        "same nearest sentence",
+        "mean relative error",
+    )
+    note = (
+        f"{measured['sentences']} sentences of {measured['text']}; calibrated on {measured['samples']} windows of "
+        f"{measured['seq_len']} tokens of {measured['calibration']}, groups of 64"
+    )
+    return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
+
+
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
     {
         "demo": demo,
@@ -287,6 +345,9 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "quality_allocated": quality,
         "quality_dithered": quality,
         "search": search,
+        "table": table,
+        "layers": layers,
+        "encoder": encoder,
         "guarantees": guarantees,
         "mutations": mutations,
         "sparse": sparse,

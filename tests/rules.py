@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"plus", "lower_bound", "allocate"}),
     frozenset({"methods", "spec", "artifacts", "models", "fetching", "gguf_folder"}),
     frozenset({"options", "checkpoint", "certificate"}),
-    frozenset({"plan", "record", "evaluate", "report", "table", "calibrate"}),
+    frozenset({"plan", "record", "evaluate", "report", "table", "table_page", "convergence", "calibrate"}),
     frozenset({"compress", "export"}),
     frozenset({"cli"}),
 )

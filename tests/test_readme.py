@@ -26,6 +26,17 @@ RESULTS = {
             "awp 50%": {"relative_error": 0.1, "descent_gain": 0.1, "coordinate_gain": 0.1, "refit_gain": 0.1,
                         "support_condition": 50.0, "rate": 0.9, "at_most": 2.0, "rows": 16},
             "rtn INT4": {"relative_error": 0.1, "descent_gain": 0.0, "coordinate_gain": 0.1, "at_most": None}}}}}},
+    "table": {"machine": MACHINE, "table": "all", "protocol": "1 window; A CPU, 2026-01-02.", "rivals": [],
+              "dense": {"t.txt": {"perplexity": 19.0}}, "rows": [
+        {"method": "awp", "setting": "50%", "mean_relative_error": 0.02, "seconds": 1.0, "cpu_seconds": 2.0,
+         "bits_per_weight": 32.0, "packed_bits": 9.0, "texts": {"t.txt": {"perplexity": 38.0, "kl": 0.5}}}]},
+    "layers": {"machine": MACHINE, "results": {"rows": [{"layer": "model.layers.3.q"}], "summary": {"default": {
+        "n": 1, "mean": 0.01, "min": 0.01, "max": 0.01, "settings": {"50%": {
+            "n": 1, "mean": 0.01, "min": 0.01, "max": 0.01}}}}}},
+    "encoder": {"machine": MACHINE, "results": {"sentences": 4, "text": "t.txt", "samples": 8, "seq_len": 64,
+                "calibration": "c4", "rows": [
+        {"method": "awp", "setting": "50%", "mean_cosine": 0.99, "least_cosine": 0.9, "same_neighbour": 0.8,
+         "mean_relative_error": 0.02}]}},
     "mutations": {"machine": MACHINE, "results": {"caught": 1, "of": 1, "mutations": [
         {"what": "a fault", "file": "f.py", "caught": True, "by": "tests/test_f.py::test"}]}},
     "quality": {"machine": MACHINE, "results": {"text": "t.txt", "calibration": "c4", "windows": 8,

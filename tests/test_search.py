@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DTYPES, GRAM_KINDS, make_gram, make_weight, problems, supports
 
-from awp_edge import NM, BalancedBlock, BlockSparse, CompressSpec, Problem, RowSparse, Sparse, compress_layer
+from awp_edge import (
+    NM,
+    BalancedBlock,
+    BlockSparse,
+    CompressSpec,
+    Problem,
+    RowSparse,
+    Sparse,
+    compress_layer,
+    native,
+)
 from awp_edge.backend import NativeBackend, NumpyBackend
 from awp_edge.constraints import Support
 from awp_edge.plus import swap_labels
@@ -181,6 +191,16 @@ def test_swaps_never_raise_f_and_stay_in_the_support(gram: str) -> None:
         size = problem.objective(np.zeros(problem.shape))
         assert Sparse(support).contains(found)
         assert problem.objective(found) <= before.sum() + 1e-5 * size
+
+
+def test_candidates_are_pairs_that_may_be_swapped() -> None:
+    """The smallest kept weight and the largest gradient lie in different groups; only the second group gains."""
+    weight = np.array([[1.0, 9.0, 0.5, 0.2, 8.0, 3.0, 4.0, 1.0]])
+    mask = np.array([[True, True, False, False, True, True, False, False]])
+    problem, labels = Problem(weight, np.eye(8)), swap_labels(NM(2, 4), 8)
+    for engine in (NUMPY, NativeBackend()) if native.available() else (NUMPY,):
+        found = engine.swap(problem, mask, weight * mask, labels=labels, candidates=1)
+        assert np.allclose(found, [[1, 9, 0, 0, 8, 0, 4, 0]], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from command_line import awp_edge, succeeded
 from tiny_models import build, write_text
 
-from awp_edge import METHODS, CompressSpec
+from awp_edge import METHODS, CompressSpec, Problem
+from awp_edge.convergence import convergence
 from awp_edge.errors import UsageError
-from awp_edge.table import SETTINGS, draw, markdown, packed_bits, setting_name, table_rows
+from awp_edge.table import (
+    ALL,
+    SETTINGS,
+    TABLES,
+    Choice,
+    packed_bits,
+    pooled,
+    rivals,
+    setting_name,
+    settings_of,
+    table_rows,
+)
+from awp_edge.table_page import draw, markdown
 
 
-@pytest.mark.parametrize("table", SETTINGS)
+@pytest.mark.parametrize("table", TABLES)
 def test_every_method_that_can_has_its_rows(table: str) -> None:
     rows = list(table_rows(table, group_size=64))
     assert len({row.name for row in rows}) == len(rows)
@@ -25,21 +40,33 @@ def test_every_method_that_can_has_its_rows(table: str) -> None:
 
 
 def test_rows_of_chosen_methods() -> None:
-    rows = [row.name for row in table_rows("joint", group_size=64, methods=["wanda", "rtn"])]
-    assert rows == ["wanda 25% + INT4", "wanda 50% + INT4", "wanda 75% + INT4", "rtn INT3", "rtn INT2"]
+    rows = [row.name for row in table_rows("joint", group_size=64, choice=Choice(["wanda", "rtn"]))]
+    assert rows == ["wanda 25% + INT4", "wanda 50% + INT4", "wanda 75% + INT4", "wanda 32/64 + INT4", "rtn INT3",
+                    "rtn INT2"]  # fmt: skip
+    named = Choice(rows=["awp* 2:4", "wanda 50%"])
+    assert [row.name for row in table_rows(ALL, group_size=64, choice=named)] == [
+        "wanda 50%", "awp 2:4", "awp-plus 2:4",
+    ]  # fmt: skip
+
+
+def test_all_holds_every_setting_once() -> None:
+    found = settings_of(ALL)
+    assert all(setting in found for settings in SETTINGS.values() for setting in settings)
+    assert len(found) == len({str(setting) for setting in found})
 
 
 @pytest.mark.parametrize(
-    ("table", "methods", "message"),
+    ("table", "choice", "message"),
     [
-        ("prunning", None, "table 'prunning' is unknown: choose one of pruning, quantization"),
-        ("pruning", ["best"], "method 'best' is unknown"),
-        ("pruning", ["rtn"], "none of rtn does pruning"),
+        ("prunning", Choice(), "table 'prunning' is unknown: choose one of pruning, quantization"),
+        ("pruning", Choice(["best"]), "method 'best' is unknown"),
+        ("pruning", Choice(["rtn"]), "none of rtn does pruning"),
+        ("pruning", Choice(rows=["wanda 55%"]), "none of wanda 55% does pruning"),
     ],
 )
-def test_bad_choices_get_one_line(table: str, methods: list[str] | None, message: str) -> None:
+def test_bad_choices_get_one_line(table: str, choice: Choice, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        list(table_rows(table, group_size=64, methods=methods))
+        list(table_rows(table, group_size=64, choice=choice))
     assert str(caught.value).startswith(message)
 
 
@@ -49,38 +76,92 @@ def test_rivals_take_equal_storage() -> None:
     assert packed_bits(CompressSpec(sparsity=0.75, bits=4)) == 1 + 1 + 20 / 64
     assert packed_bits(CompressSpec(bits=2)) == 2 + 18 / 64
     assert packed_bits(CompressSpec(sparsity=0.5)) == 9
+    assert packed_bits(CompressSpec(pattern="2:4")) == 9
+    assert packed_bits(CompressSpec(pattern="32/64", bits=4)) == 1 + 2 + 20 / 64
     assert packed_bits(CompressSpec(rank=0.5)) == 8
 
 
 def test_names_of_settings() -> None:
-    asked = ({"sparsity": 0.5}, {"bits": 3}, {"sparsity": 0.25, "bits": 4}, {"rank": 0.8})
+    asked = ({"sparsity": 0.5}, {"bits": 3}, {"sparsity": 0.25, "bits": 4}, {"rank": 0.8}, {"pattern": "2:4"},
+             {"pattern": "32/64", "bits": 4})  # fmt: skip
     assert [setting_name(CompressSpec(**options)) for options in asked] == [
-        "50%", "INT3", "25% + INT4", "rank 80%",
+        "50%", "INT3", "25% + INT4", "rank 80%", "2:4", "32/64 + INT4",
     ]  # fmt: skip
 
 
+def measured(perplexity: float) -> dict[str, Any]:
+    return {"perplexity": perplexity, "kl": 0.5, "top1_agreement": 0.7, "windows": 8}
+
+
+def run(method: str, setting: str, perplexity: float, *, bits: float = 3.3) -> dict[str, Any]:
+    return {"method": method, "setting": setting, "packed_bits": bits, "seconds": 3.0, "cpu_seconds": 5.0,
+            "mean_relative_error": perplexity / 1000, "layers": {"a": 0.03, "b": 0.04},
+            "texts": {"wiki": measured(perplexity), "c4": measured(2 * perplexity)}}  # fmt: skip
+
+
+def test_runs_of_one_row_make_means_and_ranges() -> None:
+    row = pooled([run("rtn", "INT3", 60.0), run("rtn", "INT3", 63.0), run("rtn", "INT3", 66.0)])
+    assert row["perplexity"] == 63 and row["texts"]["c4"]["perplexity"] == 126 and row["runs"] == 3
+    assert row["texts"]["wiki"]["perplexity_spread"] == {"min": 60, "max": 66, "deviation": 3}
+    assert row["mean_relative_error"] == pytest.approx(0.063) and row["error_spread"]["max"] == 0.066
+    assert "perplexity_spread" not in pooled([run("rtn", "INT3", 60.0)])["texts"]["wiki"]
+
+
+def test_the_best_of_equal_storage_are_put_side_by_side() -> None:
+    rows = [pooled([run(*asked)]) for asked in (("wanda", "50% + INT4", 58.0), ("awp-plus", "50% + INT4", 40.0),
+            ("rtn", "INT3", 67.0), ("awp-plus", "INT3", 38.0), ("wanda", "75% + INT4", 900.0))]  # fmt: skip
+    (pair,) = rivals(rows)
+    assert (pair["sparse"]["perplexity"], pair["dense"]["perplexity"]) == (40, 38)
+    assert pair["sparse"]["method"] == pair["dense"]["method"] == "awp-plus"
+
+
 def test_markdown_and_plots(tmp_path: Path) -> None:
-    row = {"method": "rtn", "setting": "INT3", "perplexity": 66.81, "packed_bits": 3.3, "kl": 0.5, "seconds": 3.0,
-           "mean_relative_error": 0.0379, "layers": [{"relative_error": 0.03}, {"relative_error": 0.04}]}  # fmt: skip
-    result = {"table": "joint", "dense": {"perplexity": 19.26}, "rows": [row], "protocol": "8 windows"}
+    rows = [
+        pooled([run("rtn", "INT3", 66.81)]),
+        pooled([run("awp-plus", "50%", 30.0), run("awp-plus", "50%", 32.0)]),
+    ]
+    curve = [
+        {"steps": 1, "seconds": 0.1, "relative_error": 0.5},
+        {"steps": 2, "seconds": 0.2, "relative_error": 0.4},
+    ]
+    result = {"table": "joint", "dense": {"wiki": measured(19.26), "c4": measured(20.0)}, "rows": rows,
+              "protocol": "8 windows",
+              "convergence": [{"layer": "a", "curves": {"awp": curve, "alps": curve}}]}  # fmt: skip
     lines = markdown(result).splitlines()
-    assert lines[2] == "| dense |  | 19.26 | - | - | - | - | - |"
-    assert lines[3] == "| rtn | INT3 | 66.81 | 0.5000 | 0.03790 | 3 | - | 3.30 |"
+    assert lines[2] == "| dense |  | 19.26 | - | 20.00 | - | - | - | - | - | - |"
+    assert lines[3] == "| rtn | INT3 | 66.81 | 0.5000 | 133.62 | 0.5000 | 0.06681 | 3 | 5 | - | 3.30 |"
+    assert "| 31.00 (30.00-32.00) |" in lines[4]
     assert lines[-1] == "8 windows"
     pytest.importorskip("matplotlib")
-    assert [file.name for file in draw(result, tmp_path)] == ["joint-perplexity.svg", "joint-layers.svg"]
-    assert all(
-        "<svg" in (tmp_path / name).read_text() for name in ("joint-perplexity.svg", "joint-layers.svg")
-    )
+    files = draw(result, tmp_path)
+    assert [file.name for file in files] == [
+        "joint-perplexity.svg",
+        "joint-layers.svg",
+        "joint-convergence.svg",
+    ]
+    before = [file.read_text() for file in files]
+    assert all("<svg" in text for text in before)
+    assert [file.read_text() for file in draw(result, tmp_path)] == before
+
+
+def test_more_steps_leave_less_error() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((256, 32)) @ rng.standard_normal((32, 32))
+    curves = convergence(Problem(rng.standard_normal((16, 32)), x.T @ x / 256))
+    assert set(curves) == {"awp", "alps", "awp-plus"}
+    for curve in curves.values():
+        errors = [point["relative_error"] for point in curve]
+        assert [point["steps"] for point in curve] == sorted(point["steps"] for point in curve)
+        assert all(point["seconds"] > 0 for point in curve) and errors[-1] < errors[0] < 1
 
 
 def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     build("llama", tmp_path / "model")
     text = write_text(tmp_path / "text.txt", 2000)
-    asked = ("table", "quantization", tmp_path / "model", "--text", text, "--calibration", text, "--samples", 4,
-             "--seq-len", 64, "--windows", 2, "--group-size", 32, "--method", "rtn", "--method", "awq",
-             "--out", tmp_path / "out", "--json")  # fmt: skip
+    asked = ("table", "quantization", tmp_path / "model", "--text", text, "--text", f"{text}:3-9",
+             "--calibration", text, "--samples", 4, "--seq-len", 64, "--windows", 2, "--group-size", 32,
+             "--method", "rtn", "--method", "awq", "--out", tmp_path / "out", "--json")  # fmt: skip
     first = succeeded(*asked)
     rows = first.json["rows"]
     assert [(row["method"], row["setting"]) for row in rows] == [
@@ -88,6 +169,8 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     ]
     for row in rows:
         assert row["kl"] > 0 and len(row["layers"]) == 21 and row["perplexity"] > 0
+        assert set(row["texts"]) == {"text.txt", "text.txt:3-9"} and row["windows"] == 2
+        assert row["texts"]["text.txt:3-9"]["perplexity"] != row["texts"]["text.txt"]["perplexity"]
     for weak, strong in zip(rows[::2], rows[1::2], strict=True):
         assert strong["mean_relative_error"] < weak["mean_relative_error"]
     made = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -97,3 +180,29 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     again = succeeded(*asked)
     assert again.json["rows"] == rows  # the seconds too: nothing was run twice
     assert "unknown" in awp_edge(*asked[:1], "tables", *asked[2:-1]).refused(code=2)
+    backwards = [f"{text}:9-3" if argument == text else argument for argument in asked[:-1]]
+    assert "before the first" in awp_edge(*backwards).refused(code=2)
+
+
+def test_several_calibrations_give_a_spread(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    build("llama", tmp_path / "model")
+    text = write_text(tmp_path / "text.txt", 2000)
+    asked = ("table", "all", tmp_path / "model", "--text", text, "--calibration", text, "--samples", 4, "--seq-len", 64,
+             "--windows", 2, "--group-size", 32, "--row", "awp-plus 2:4", "--row", "rtn INT4", "--json")  # fmt: skip
+    drawn = succeeded(*asked, "--subsets", 3, "--out", tmp_path / "drawn").json
+    sparse, rounded = drawn["rows"]
+    assert sparse["runs"] == 3 and sparse["error_spread"]["deviation"] > 0
+    assert rounded["error_spread"]["deviation"] > 0  # the weights are the same, C is not
+    assert rounded["texts"]["text.txt"]["perplexity_spread"]["deviation"] == 0
+    assert [len(layer["curves"]) for layer in drawn["convergence"]] == [3] * 4
+    saved = [
+        ("--statistics", tmp_path / "drawn" / name) for name in ("statistics", "statistics-1", "statistics-2")
+    ]
+    reused = succeeded(*asked, *(part for pair in saved for part in pair), "--out", tmp_path / "reused").json
+    assert [row["mean_relative_error"] for row in reused["rows"]] == [
+        row["mean_relative_error"] for row in drawn["rows"]
+    ]
+    assert not (tmp_path / "reused" / "statistics").exists()
+    both = awp_edge(*asked[:-1], "--subsets", 2, *saved[0], "--out", tmp_path / "both").refused(code=2)
+    assert "give one" in both

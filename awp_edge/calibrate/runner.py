@@ -20,6 +20,14 @@ from .tokenizer import load_tokenizer
 CHUNK_BYTES = 1 << 26
 
 
+def load_model(path: str | Path) -> Any:
+    """Return the torch model of a Hugging Face or compressed folder, an encoder's too, compressed layers dense.
+
+    Memory: every parameter in float32.  Raises: AwpError for a folder that cannot be read.
+    """
+    return _model(_tensors(path))
+
+
 class TorchModel:
     """A causal language model that turns tokens into logits in float32; compressed layers are put in place dense.
 
@@ -29,11 +37,9 @@ class TorchModel:
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        kind = folder_kind(path)
-        self._folder = _CompressedTensors(Path(path)) if kind == "compressed" else ModelFolder(path)
+        self._folder = _tensors(path)
         self._threads = threads
-        uniform = self._folder.layer_tensors if isinstance(self._folder, _CompressedTensors) else ()
-        self._model = whole_model(self._folder, uniform=uniform)
+        self._model = _model(self._folder)
         self._head = self._model.get_output_embeddings()
         if self._head is None or not self._model.can_generate():
             raise AwpError(
@@ -59,7 +65,7 @@ class TorchModel:
         tokens = torch.from_numpy(np.asarray(window, dtype=np.int64))[None]
         chunk = max(1, CHUNK_BYTES // (4 * self.vocab_size))
         with torch_threads(self._threads), torch.inference_mode():
-            hidden = self._model.base_model(input_ids=tokens)[0][0] if self._plain_head else None
+            hidden = self._hidden(tokens) if self._plain_head else None
             whole = self._model(input_ids=tokens).logits[0] if hidden is None else None
         for start in range(0, tokens.shape[1], chunk):
             with torch_threads(self._threads), torch.inference_mode():
@@ -70,12 +76,55 @@ class TorchModel:
                     part = whole[start : start + chunk]
                 yield part.numpy()
 
+    def _hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what the head reads, (length, d), of one window (1, length)."""
+        hidden: torch.Tensor = self._model.base_model(input_ids=tokens)[0][0]
+        return hidden
+
     def _is_plain_head(self) -> bool:
         """Return whether the logits are the head's product and nothing more (some models scale or cap them)."""
         tokens = torch.arange(4)[None]
         with torch_threads(self._threads), torch.inference_mode():
             plain = self._head(self._model.base_model(input_ids=tokens)[0])
             return bool(torch.allclose(plain, self._model(input_ids=tokens).logits, rtol=1e-5, atol=1e-5))
+
+
+class ReferenceModel(TorchModel):
+    """A model that others are compared with on the same windows, again and again: its hidden states are kept.
+
+    Memory: 4 d bytes a token more, at most `keep_bytes`; windows beyond that are run again.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None, keep_bytes: int = 1 << 30) -> None:
+        super().__init__(path, threads=threads)
+        self._room = keep_bytes
+        self._kept: dict[bytes, torch.Tensor] = {}
+        self._encoded: dict[str, Sequence[int]] = {}
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the text's tokens, no special token added; a text is tokenized once."""
+        if text not in self._encoded:
+            self._encoded[text] = super().encode(text)
+        return self._encoded[text]
+
+    def _hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        key = tokens.numpy().tobytes()
+        if key in self._kept:
+            return self._kept[key]
+        hidden = super()._hidden(tokens)
+        if hidden.nbytes <= self._room:
+            self._room -= hidden.nbytes
+            self._kept[key] = hidden
+        return hidden
+
+
+def _tensors(path: str | Path) -> ModelFolder | _CompressedTensors:
+    return _CompressedTensors(Path(path)) if folder_kind(path) == "compressed" else ModelFolder(path)
+
+
+def _model(folder: ModelFolder | _CompressedTensors) -> Any:
+    uniform = folder.layer_tensors if isinstance(folder, _CompressedTensors) else ()
+    return whole_model(folder, uniform=uniform)
 
 
 class _CompressedTensors:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
+from ..calibrate.saved import SavedStatistics
 from ..calibrate.text import read_text
+from ..convergence import convergence
+from ..errors import UsageError
+from ..evaluate import Evaluation, LogitsSource, evaluate
+from ..models import ModelFolder
+from ..problem import Problem
 from ..record import machine
 from ..spec import EFFORTS
 from ..storage import write_json, writing
-from ..table import SETTINGS, Row, draw, markdown, packed_bits, table_rows
+from ..table import TABLES, Choice, Row, packed_bits, pooled, rivals, table_rows
+from ..table_page import draw, markdown
 from .command import Options, Outcome
 from .compression import CompressChoice, compress
-from .evaluation import measure
+from .console import progress
+from .evaluation import open_source
 from .steps import Steps
 
 
@@ -28,11 +37,17 @@ from .steps import Steps
 class TableChoice(Options):
     """Options of `table`."""
 
-    table: Annotated[str, typer.Argument(metavar="|".join(SETTINGS), help="Which table.")]
+    table: Annotated[str, typer.Argument(metavar="|".join(TABLES), help="Which table.")]
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="A Hugging Face folder with safetensors weights.")
     ]
-    text: Annotated[Path, typer.Option(metavar="FILE", help="What perplexity is taken on, .txt or .jsonl.")]
+    text: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE[:A-B]",
+            help="What perplexity is taken on, .txt or .jsonl; windows A to B; may be repeated.",
+        ),
+    ]
     calibration: Annotated[
         str, typer.Option(metavar="self|c4|wikitext2|FILE", help="Text; self: the model writes its own.")
     ]
@@ -42,83 +57,197 @@ class TableChoice(Options):
     methods: Annotated[
         list[str] | None, typer.Option("--method", metavar="NAME", help="This method; may be repeated.")
     ] = None
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--row", metavar="PATTERN", help='Rows of this name ("wanda 50%", "awp* INT?"); may be repeated.'
+        ),
+    ] = None
     group_size: Annotated[int, typer.Option(min=1, metavar="G", help="Inputs that share a scale.")] = 64
     effort: Annotated[str, typer.Option(metavar="|".join(EFFORTS), help="Time against quality.")] = "default"
     samples: Annotated[int | None, typer.Option(min=1, metavar="N", help="Calibration windows.")] = None
     seq_len: Annotated[int, typer.Option(min=2, metavar="L", help="Tokens per window, in both.")] = 2048
-    windows: Annotated[int | None, typer.Option(min=1, help="Windows of the text; all by default.")] = None
+    windows: Annotated[int | None, typer.Option(min=1, help="Windows of each text; all by default.")] = None
+    token_weights: Annotated[
+        str, typer.Option(metavar="uniform|norm", help="Weights of the calibration tokens, as in `compress`.")
+    ] = "uniform"
+    subsets: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Calibrations: the first windows, then draws by seeds 1, 2, ...; rows get means and ranges.",
+        ),
+    ] = 1
+    statistics: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Take these saved statistics for the subsets; may be repeated."),
+    ] = None
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all usable cores by default.")] = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """Hold one text of the evaluation and which of its windows are taken."""
+
+    label: str
+    content: str
+    skip: int
+    windows: int | None
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Name one calibration: the folder of its statistics, and what makes them where there are none."""
+
+    statistics: Path
+    seed: int | None
 
 
 def table(options: TableChoice) -> Outcome:
     """Compress by every method and measure: the paper's tables for a model of your own.
 
-    One calibration serves all rows; every row is written when it is done.
+    One calibration (or several, for a spread) serves all rows; every row is written when it is done.
     """
+    choice = Choice(options.methods, options.rows)
     rows = list(
-        table_rows(
-            options.table, group_size=options.group_size, effort=options.effort, methods=options.methods
-        )
+        table_rows(options.table, group_size=options.group_size, effort=options.effort, choice=choice)
     )
-    text = read_text(options.text)
-    steps = Steps(options.out)
-    key = {"model": str(options.model), "text": str(options.text), "windows": options.windows,
-           "calibration": options.calibration, "samples": options.samples, "seq_len": options.seq_len}  # fmt: skip
-    dense = steps.run("dense", key, partial(_judge, options.model, text, options))
-    result: dict[str, Any] = {
-        "table": options.table,
-        "dense": dense,
-        "rows": [],
-        "protocol": f"{options.text.name}, {dense['windows']} windows of {options.seq_len} tokens; calibrated on "
-        f"{Path(options.calibration).name}; {machine()['cpu']}, {time.strftime('%Y-%m-%d')}.",
-        "machine": machine(),
-    }
-    for row in rows:
-        asked = {**key, **asdict(row.spec)}
-        result["rows"].append(steps.run(row.name, asked, partial(_row, row, text, options)))
-        _write(result, options.out)
+    run = _Run(options, [open_text(name, options.windows) for name in options.text], subsets_of(options))
+    result = run.measure(rows)
     plots = [str(file) for file in draw(result, options.out)]
     return Outcome({**result, "plots": plots}, [*markdown(result).splitlines(), *plots])
 
 
-def _row(row: Row, text: str, options: TableChoice) -> dict[str, Any]:
-    """Compress, measure and throw the folder away."""
-    folder = options.out / row.name.replace(" ", "-").replace("%", "")
-    shutil.rmtree(folder, ignore_errors=True)
-    spec = asdict(row.spec) | {"group_size": str(row.spec.group_size)}
-    done = compress(
-        CompressChoice(
-            model=options.model, out=folder, calibration=options.calibration, samples=options.samples,
-            seq_len=options.seq_len, statistics=options.out / "statistics", threads=options.threads, resume=True,
-            **spec,
+def open_text(name: str, windows: int | None) -> Text:
+    """Read FILE, or FILE:A-B for its windows A to B, counted from 0."""
+    match = re.fullmatch(r"(.+):(\d+)-(\d+)", name)
+    if match is None:
+        return Text(Path(name).name, read_text(Path(name)), 0, windows)
+    first, last = int(match[2]), int(match[3])
+    if last < first:
+        raise UsageError(f"--text {name}: the last window is before the first")
+    n = last - first + 1
+    return Text(Path(name).name, read_text(Path(match[1])), first, n if windows is None else min(n, windows))
+
+
+def subsets_of(options: TableChoice) -> list[Subset]:
+    """Return the calibrations that every row is compressed with."""
+    if options.statistics:
+        if options.subsets != 1:
+            raise UsageError(
+                f"--subsets {options.subsets} makes statistics, --statistics takes saved ones: give one"
+            )
+        return [Subset(folder, None) for folder in options.statistics]
+    own = options.out / "statistics"
+    others = [Subset(own.with_name(f"statistics-{seed}"), seed) for seed in range(1, options.subsets)]
+    return [Subset(own, None), *others]
+
+
+class _Run:
+    """The steps of a table, each done once."""
+
+    def __init__(self, options: TableChoice, texts: Sequence[Text], subsets: Sequence[Subset]) -> None:
+        self._options, self._texts, self._subsets = options, texts, subsets
+        self._steps = Steps(options.out)
+        self._key = {
+            "model": str(options.model), "text": list(options.text), "windows": options.windows,
+            "calibration": options.calibration, "samples": options.samples, "seq_len": options.seq_len,
+        }  # fmt: skip
+
+    def measure(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Run every row on the first calibration, then on the next, and write what there is after each."""
+        dense = self._steps.run("dense", self._key, self._dense)
+        done: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
+        result = {"table": self._options.table, "dense": dense, "rows": [], "rivals": [], "convergence": [],
+                  "protocol": self._protocol(dense), "machine": machine()}  # fmt: skip
+        for subset in self._subsets:
+            for row in rows:
+                step = f"{row.name}, {subset.statistics.name}"
+                asked = {
+                    **self._key, **asdict(row.spec), "statistics": str(subset.statistics), "seed": subset.seed,
+                    "token_weights": self._options.token_weights,
+                }  # fmt: skip
+                done[row.name].append(self._steps.run(step, asked, partial(self._row, row, subset)))
+                result["rows"] = [pooled(runs) for runs in done.values() if runs]
+                result["rivals"] = rivals(result["rows"])
+                self._write(result)
+        if any(row.spec.kind == "pruning" for row in rows):
+            result["convergence"] = self._steps.run("convergence", self._key, self._convergence)["layers"]
+            self._write(result)
+        return result
+
+    @cached_property
+    def _reference(self) -> LogitsSource:
+        from ..calibrate.runner import ReferenceModel
+
+        return ReferenceModel(self._options.model, threads=self._options.threads)
+
+    def _dense(self) -> dict[str, Any]:
+        return {text.label: self._judged(self._reference, text).as_dict() for text in self._texts}
+
+    def _row(self, row: Row, subset: Subset) -> dict[str, Any]:
+        """Compress, measure and throw the folder away."""
+        options = self._options
+        folder = options.out / re.sub(r"[^\w.-]+", "-", row.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        spec = asdict(row.spec) | {"group_size": str(row.spec.group_size)}
+        started = time.process_time()
+        done = compress(
+            CompressChoice(
+                model=options.model, out=folder, calibration=options.calibration, samples=options.samples,
+                seq_len=options.seq_len, seed=subset.seed, statistics=subset.statistics, threads=options.threads,
+                token_weights=options.token_weights, certificate=False, resume=True, **spec,
+            )
+        ).payload  # fmt: skip
+        spent = time.process_time() - started
+        model = open_source(folder, threads=options.threads)
+        judged = {text.label: self._judged(model, text, self._reference).as_dict() for text in self._texts}
+        shutil.rmtree(folder)
+        return {
+            "method": row.spec.method, "setting": row.setting, "packed_bits": packed_bits(row.spec),
+            "bits_per_weight": done["bits_per_weight"], "mean_relative_error": done["mean_relative_error"],
+            "seconds": done["solve_seconds"], "cpu_seconds": spent, "texts": judged,
+            "layers": {layer["name"]: layer["relative_error"] for layer in done["layers"]},
+        }  # fmt: skip
+
+    def _judged(self, model: LogitsSource, text: Text, against: LogitsSource | None = None) -> Evaluation:
+        with progress("evaluating") as advance:
+            return evaluate(
+                model, text.content, seq_len=self._options.seq_len, windows=text.windows, skip=text.skip,
+                against=against, on_window=lambda done, total: advance(done, total, "window"),
+            )  # fmt: skip
+
+    def _convergence(self) -> dict[str, Any]:
+        """Follow the iterative methods on the middle block, one linear of every input."""
+        source = SavedStatistics(ModelFolder(self._options.model), self._subsets[0].statistics)
+        block = source.n_blocks // 2
+        grams = source.statistics(block)
+        layers = [
+            {"layer": info.name, "curves": convergence(Problem(source.weight(info.name), grams[info.input].matrix),
+                                                       threads=self._options.threads)}
+            for info in source.linears(block) if info.name == info.input
+        ]  # fmt: skip
+        return {"layers": layers}
+
+    def _protocol(self, dense: Mapping[str, Any]) -> str:
+        options = self._options
+        texts = " and ".join(f"{dense[text.label]['windows']} of {text.label}" for text in self._texts)
+        spread = (
+            f" in {len(self._subsets)} subsets (mean, least to largest)" if len(self._subsets) > 1 else ""
         )
-    ).payload  # fmt: skip
-    judged = _judge(folder, text, options, against=options.model)
-    shutil.rmtree(folder)
-    kept = ("mean_relative_error", "bits_per_weight", "layers")
-    return {
-        "method": row.spec.method, "setting": row.setting, "packed_bits": packed_bits(row.spec),
-        "seconds": done["solve_seconds"], **judged, **{name: done[name] for name in kept},
-    }  # fmt: skip
+        source = Path(options.calibration).name
+        if options.token_weights != "uniform":
+            source += f", tokens weighted by {options.token_weights}"
+        return (
+            f"Windows of {options.seq_len} tokens: {texts}; calibrated on {source}{spread}, "
+            f"groups of {options.group_size}; {machine()['cpu']}, {time.strftime('%Y-%m-%d')}."
+        )
 
-
-def _judge(folder: Path, text: str, options: TableChoice, *, against: Path | None = None) -> dict[str, Any]:
-    measured = measure(
-        folder,
-        text,
-        seq_len=options.seq_len,
-        windows=options.windows,
-        against=against,
-        threads=options.threads,
-    )
-    return measured.as_dict()
-
-
-def _write(result: Mapping[str, Any], out: Path) -> None:
-    write_json(out / f"{result['table']}.json", result)
-    page = out / f"{result['table']}.md"
-    with writing(page):
-        page.write_text(markdown(result))
+    def _write(self, result: Mapping[str, Any]) -> None:
+        write_json(self._options.out / f"{result['table']}.json", result)
+        page = self._options.out / f"{result['table']}.md"
+        with writing(page):
+            page.write_text(markdown(result))
 
 
 Declared = tuple[type[Options], Callable[[Any], Outcome]]

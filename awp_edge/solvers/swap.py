@@ -28,16 +28,17 @@ def swap(
 ) -> Array:
     """Return Theta after exact 1-swaps among each row's likeliest candidates, refitted on the new support.
 
-    The candidates of a row are its `candidates` smallest kept weights and as many absent ones with the largest
-    gradients. All other kept weights are eliminated, which leaves a quadratic in the candidates alone; there the swap
-    with the largest gain is made until none is left. The result is exact: f falls by the gains.
+    Among the inputs of a label, the i-th smallest kept weight and the absent one with the i-th largest gradient make a
+    pair; the `candidates` pairs of a row with the largest g^2 - theta^2 are its candidates. All other kept weights are
+    eliminated, which leaves a quadratic in the candidates alone; there the swap with the largest gain is made until
+    none is left. The result is exact: f falls by the gains.
 
     Args:
         problem: W and C, in coordinates where weights and gradients compare (`conditional_variance`).
         mask: the support, (d_out, d_in).
         theta: refitted on it.
         labels: of every input, (d_in,); only inputs with equal labels may be swapped.
-        candidates: of each kind.
+        candidates: pairs at most.
         engine: the backend.
 
     Cost: a Cholesky factor of the size of the support for every row.
@@ -47,17 +48,31 @@ def swap(
     gradient = engine.product(problem.weight - theta, problem.gram)
     out = theta.copy()
     for row in range(len(theta)):
-        chosen = _candidates(theta[row], gradient[row], mask[row], n=candidates)
+        chosen = _candidates((theta[row], gradient[row], mask[row]), labels, n=candidates)
         if all(part.size for part in chosen):
             _swap_row(problem.gram, gradient[row], out[row], chosen=(*chosen, mask[row]), labels=labels)
     return out
 
 
-def _candidates(theta: Array, gradient: Array, mask: Mask, *, n: int) -> tuple[Columns, Columns]:
+def _candidates(row: tuple[Array, Array, Mask], labels: Columns, *, n: int) -> tuple[Columns, Columns]:
+    theta, gradient, mask = row
     inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
-    leaving = inside[np.argsort(np.abs(theta[inside]), kind="stable")[:n]]
-    entering = outside[np.argsort(-np.abs(gradient[outside]), kind="stable")[:n]]
-    return leaving, entering
+    leaving = inside[np.lexsort((np.abs(theta[inside]), labels[inside]))]
+    entering = outside[np.lexsort((-np.abs(gradient[outside]), labels[outside]))]
+    _, first, second = np.intersect1d(
+        _places(labels[leaving], len(mask)),
+        _places(labels[entering], len(mask)),
+        assume_unique=True,
+        return_indices=True,
+    )
+    leaving, entering = leaving[first], entering[second]
+    order = np.argsort(theta[leaving] ** 2 - gradient[entering] ** 2, kind="stable")[:n]
+    return leaving[order], entering[order]
+
+
+def _places(labels: Columns, d_in: int) -> Columns:
+    """Return one number for every (label, place among its equals) of ascending labels."""
+    return labels * d_in + np.arange(len(labels)) - np.searchsorted(labels, labels)
 
 
 def _swap_row(

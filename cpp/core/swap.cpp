@@ -116,7 +116,7 @@ template <class T> class RowSwap {
  public:
   void run(const SwapProblem<T>& problem, std::size_t row, T* theta, std::size_t candidates) {
     choose(problem, row, theta, candidates);
-    if (n_leaving_ == 0 || order_.size() == n_fixed_ + n_leaving_) return;
+    if (n_leaving_ == 0) return;
     factor(problem.gram);
     forward(problem.gradient.row(row));
     reduce(problem, theta);
@@ -125,22 +125,42 @@ template <class T> class RowSwap {
   }
 
  private:
+  // Pairs of equal label and place, those with the largest g^2 - theta^2 first.
   void choose(const SwapProblem<T>& problem, std::size_t row, const T* theta, std::size_t candidates) {
     const std::uint8_t* mask = problem.mask.row(row);
     const T* gradient = problem.gradient.row(row);
+    const std::int64_t* labels = problem.labels.data;
     Columns inside, outside;
     for (std::size_t j = 0; j < problem.mask.cols; ++j) (mask[j] ? inside : outside).push_back(j);
-    std::stable_sort(inside.begin(), inside.end(),
-                     [&](std::size_t i, std::size_t j) { return std::abs(theta[i]) < std::abs(theta[j]); });
-    std::stable_sort(outside.begin(), outside.end(),
-                     [&](std::size_t i, std::size_t j) { return std::abs(gradient[i]) > std::abs(gradient[j]); });
-    n_leaving_ = std::min(candidates, inside.size());
-    outside.resize(std::min(candidates, outside.size()));
-    order_.assign(inside.begin() + static_cast<std::ptrdiff_t>(n_leaving_), inside.end());
-    std::sort(order_.begin(), order_.end());
+    std::stable_sort(inside.begin(), inside.end(), [&](std::size_t i, std::size_t j) {
+      return labels[i] != labels[j] ? labels[i] < labels[j] : std::abs(theta[i]) < std::abs(theta[j]);
+    });
+    std::stable_sort(outside.begin(), outside.end(), [&](std::size_t i, std::size_t j) {
+      return labels[i] != labels[j] ? labels[i] < labels[j] : std::abs(gradient[i]) > std::abs(gradient[j]);
+    });
+    pairs_.clear();
+    for (std::size_t i = 0, j = 0; i < inside.size() && j < outside.size();) {
+      const std::size_t u = inside[i], p = outside[j];
+      if (labels[u] == labels[p]) pairs_.push_back({theta[u] * theta[u] - gradient[p] * gradient[p], u, p});
+      i += labels[u] <= labels[p];
+      j += labels[p] <= labels[u];
+    }
+    std::stable_sort(pairs_.begin(), pairs_.end(), [](const Pair& a, const Pair& b) { return a.loss < b.loss; });
+    pairs_.resize(std::min(candidates, pairs_.size()));
+    order(problem.mask.cols, mask);
+  }
+
+  // The fixed columns in order, then those that may leave, then those that may enter.
+  void order(std::size_t d, const std::uint8_t* mask) {
+    n_leaving_ = pairs_.size();
+    std::vector<char> leaves(d, 0);
+    for (const Pair& pair : pairs_) leaves[pair.kept] = 1;
+    order_.clear();
+    for (std::size_t j = 0; j < d; ++j)
+      if (mask[j] && !leaves[j]) order_.push_back(j);
     n_fixed_ = order_.size();
-    order_.insert(order_.end(), inside.begin(), inside.begin() + static_cast<std::ptrdiff_t>(n_leaving_));
-    order_.insert(order_.end(), outside.begin(), outside.end());
+    for (const Pair& pair : pairs_) order_.push_back(pair.kept);
+    for (const Pair& pair : pairs_) order_.push_back(pair.absent);
   }
 
   void factor(View<const T> gram) {
@@ -213,6 +233,11 @@ template <class T> class RowSwap {
 
   const T* corner(std::size_t i) const { return &lower_[(n_fixed_ + i) * order_.size() + n_fixed_]; }
 
+  struct Pair {
+    T loss;
+    std::size_t kept, absent;
+  };
+  std::vector<Pair> pairs_;
   Columns order_;  // columns of the factor: fixed, leaving, entering
   std::size_t n_fixed_ = 0, n_leaving_ = 0;
   std::vector<T> lower_;
