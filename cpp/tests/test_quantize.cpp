@@ -1,7 +1,6 @@
 // Checks the integer grids against their definitions, and the three solvers on them, on small random layers.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -89,7 +88,7 @@ template <class T> void test_ranges(std::size_t rows, std::size_t d, std::size_t
   const std::size_t groups = grids.groups();
   std::vector<T> scales, importance(d);
   std::vector<std::uint8_t> zeros;
-  for (std::size_t j = 0; j < d; ++j) importance[j] = layer.gram[j * d + j];
+  for (std::size_t j = 0; j < d; ++j) importance[j] = static_cast<T>(1 + j * j % 50);
   for (std::size_t c = 0; c < kCandidates; ++c)  // the last repeats the first: the first of equals wins
     for (std::size_t i = 0; i < grids.scales.size(); ++i) {
       scales.push_back(grids.scales[i] * (1 - T(c % (kCandidates - 1)) / 8));
@@ -321,6 +320,48 @@ void test_descent_ends(std::size_t rows, std::size_t d, std::size_t group) {
   }
 }
 
+// Moves every code and then every scale of one row to its minimum, recomputing the gradient each time.
+void descend_plainly(const Layer<double>& layer, Ends<double>& end, std::size_t row) {
+  const std::size_t d = layer.d, group = end.grids.group, groups = end.grids.groups();
+  double* theta = &end.theta[row * d];
+  const auto gradient = [&](std::size_t j) {
+    double sum = 0;
+    for (std::size_t i = 0; i < d; ++i) sum += (theta[i] - layer.weight[row * d + i]) * layer.gram[i * d + j];
+    return sum;
+  };
+  for (std::size_t j = 0; j < d; ++j) {
+    const double curvature = layer.gram[j * d + j], slope = gradient(j);
+    const double step = end.grids.nearest(theta[j] - slope / curvature, row, j) - theta[j];
+    if (step * (slope + curvature * step / 2) < 0) theta[j] += step;
+  }
+  for (std::size_t g = 0; g < groups; ++g) {
+    double &scale = end.grids.scales[row * groups + g], slope = 0, curvature = 0;
+    const double old = scale;
+    for (std::size_t j = g * group; j < (g + 1) * group; ++j) {
+      slope += theta[j] / old * gradient(j);
+      for (std::size_t i = g * group; i < (g + 1) * group; ++i)
+        curvature += theta[j] / old * layer.gram[j * d + i] * theta[i] / old;
+    }
+    if (!(curvature > 0) || !(old - slope / curvature > 0)) continue;
+    scale = old - slope / curvature;
+    for (std::size_t j = g * group; j < (g + 1) * group; ++j) theta[j] *= scale / old;
+  }
+}
+
+void test_descent_by_definition(std::size_t rows, std::size_t d, std::size_t group) {
+  const Layer<double> layer(rows, d);
+  Ends<double> start{layer.weight, Grids<double>(layer, group)};
+  for (std::size_t j = 0; j < start.theta.size(); ++j)
+    start.theta[j] = start.grids.nearest(layer.weight[j], j / d, j % d);
+  const Ends<double> end = descended<double>(layer, start, nullptr, {1, true, false, 2});
+  Ends<double> expected = start;
+  for (std::size_t row = 0; row < rows; ++row) descend_plainly(layer, expected, row);
+  double worst = 0;
+  for (std::size_t j = 0; j < end.theta.size(); ++j)
+    worst = std::max(worst, std::abs(end.theta[j] - expected.theta[j]));
+  check(worst < 1e-10, "descent by definition", static_cast<long>(d));
+}
+
 }  // namespace
 
 int main() {
@@ -342,6 +383,7 @@ int main() {
     test_descent<double>(35, 66, 33, rescale);
     test_descent<float>(3, 2, 1, rescale);
   }
+  test_descent_by_definition(40, 24, 6);
   test_descent_ends(3, 12, 6);
   return awp_test::result("quantize");
 }
