@@ -44,10 +44,10 @@ def awp_edge(*arguments: str) -> dict[str, Any]:
 
 def calibration_options(options: argparse.Namespace) -> list[str]:
     """Return the command's own defaults, or the prototypes' protocol with statistics shared by all rows."""
+    shared = ["--one-shot", "--statistics", str(options.work / "statistics")]
     if options.defaults:
-        return []
-    protocol = ["--samples", "64", "--seq-len", "2048", "--one-shot"]
-    return [*protocol, "--statistics", str(options.work / "statistics")]
+        return shared if options.one_shot else []
+    return ["--samples", "64", "--seq-len", "2048", *shared]
 
 
 def measure(name: str, options: argparse.Namespace, *, backend: str) -> dict[str, Any]:
@@ -83,6 +83,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", required=True, help="a file, or self")
     parser.add_argument("--defaults", action="store_true", help="calibrate as the command does by default")
+    parser.add_argument(
+        "--one-shot", action="store_true", help="with --defaults: of the dense stream, for all rows"
+    )
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--backends", default="native,numpy")
