@@ -89,7 +89,7 @@ def test_self_text_follows_the_models_own_distribution(family, folders):
     tokens = torch.from_numpy(texts.astype(np.int64))
     with torch.inference_mode():
         chances = torch.softmax(tiny_models.whole(folders[family])(tokens).logits[:, :-1], -1)
-    chances[chances < MIN_P * chances.amax(-1, keepdim=True)] = 0
+        chances *= chances >= MIN_P * chances.amax(-1, keepdim=True)
     allowed = torch.distributions.Categorical(probs=chances)
     chosen, entropy = -allowed.log_prob(tokens[:, 1:]), allowed.entropy()
     # Sampled from the right conditionals, the mean surprise is the mean entropy, up to its standard error.
