@@ -209,6 +209,8 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "calibration": calibration,
         "quality": quality,
         "quality_self": quality,
+        "quality_joined": quality,
+        "quality_numpy": quality,
         "quality_plus": quality,
         "search": search,
         "guarantees": guarantees,
