@@ -41,15 +41,12 @@ lint: $(VENV)/installed
 proofs:
 	$(PYTHON) proofs/coq/check.py
 
-# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer.
+# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer: the plain build of the
+# core and the fastest one that this machine runs.
 sanitize: $(VENV)/installed
 	$(PIP) install --quiet -c constraints.txt cmeel-eigen cmake
-	for kind in address,undefined thread; do \
-		$(BIN)/cmake -S . -B $(CXX_TESTS)/$$kind -DAWP_BUILD_PYTHON=OFF -DAWP_BUILD_TESTS=ON -DAWP_SANITIZE=$$kind \
-			-DCMAKE_PREFIX_PATH="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-		&& $(BIN)/cmake --build $(CXX_TESTS)/$$kind --parallel 2 \
-		&& $(BIN)/ctest --test-dir $(CXX_TESTS)/$$kind --output-on-failure || exit 1; \
-	done
+	PATH="$(abspath $(BIN)):$$PATH" PYTHON=$(BIN)/python cpp/tests/sanitize.sh $(CXX_TESTS) \
+		"base;$$($(BIN)/python -P -c 'from awp_edge import native; print(native.isa())')"
 
 clean:
 	rm -rf $(VENV) build demo

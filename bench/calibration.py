@@ -2,6 +2,7 @@
 
 The bare passes are the model's own decoder stack in transformers over the same windows. Against them stands one-shot
 calibration whole: weights read block by block, hidden states written to disk, every Gram matrix. They alternate.
+bfloat16 Gram products are measured where the processor has them.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import numpy as np
 import torch
 from common import write
 
+from awp_edge import native
 from awp_edge.calibrate import CalibrationRequest, open_statistics
 from awp_edge.calibrate.modules import whole_model
 from awp_edge.models import ModelFolder
+
+BFLOAT16_ISAS = ("avx512bf16", "amx")
 
 
 def calibrate(folder: ModelFolder, request: CalibrationRequest) -> tuple[float, np.ndarray]:
@@ -60,19 +64,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = ModelFolder(options.model)
+    products = ("float32", "bfloat16") if native.isa() in BFLOAT16_ISAS else ("float32",)
     rows: list[dict[str, float]] = []
     for _ in range(options.runs):
         row: dict[str, float] = {}
-        for products in ("float32", "bfloat16"):
+        for kind in products:
             request = CalibrationRequest(
                 options.calibration, options.samples, options.seq_len,
-                order="one-shot", products=products, threads=options.threads,
+                order="one-shot", products=kind, threads=options.threads,
             )  # fmt: skip
-            row[products], tokens = calibrate(folder, request)
+            row[kind], tokens = calibrate(folder, request)
         row["bare"] = bare(folder, tokens)
         rows.append(row)
         print({key: round(value, 2) for key, value in row.items()}, flush=True)
-    ratios = {key: median(row[key] / row["bare"] for row in rows) for key in ("float32", "bfloat16")}
+    ratios = {key: median(row[key] / row["bare"] for row in rows) for key in products}
     print({key: round(value, 3) for key, value in ratios.items()})
     settings = {key: getattr(options, key) for key in ("samples", "seq_len", "threads")}
     print(write("calibration", {**settings, "seconds": rows, "ratio_to_bare_forward": ratios}))

@@ -53,11 +53,11 @@ def awp_edge(*arguments: str) -> dict[str, Any]:
 def calibration_options(options: argparse.Namespace) -> list[str]:
     """Return the command's own defaults, or the prototypes' protocol with statistics shared by all rows."""
     weights = ["--token-weights", options.token_weights]
-    if options.defaults:
-        return weights
     saved = "statistics" if options.token_weights == "uniform" else f"statistics-{options.token_weights}"
-    protocol = ["--samples", "64", "--seq-len", "2048", "--one-shot", *weights]
-    return [*protocol, "--statistics", str(options.work / saved)]
+    shared = [*weights, "--one-shot", "--statistics", str(options.work / saved)]
+    if options.defaults:
+        return shared if options.one_shot else weights
+    return ["--samples", "64", "--seq-len", "2048", *shared]
 
 
 def measure(name: str, options: argparse.Namespace, *, backend: str) -> dict[str, Any]:
@@ -94,6 +94,9 @@ def main() -> None:
     parser.add_argument("--calibration", required=True, help="a file, or self")
     parser.add_argument("--defaults", action="store_true", help="calibrate as the command does by default")
     parser.add_argument("--token-weights", default="uniform", help="uniform, norm or loss")
+    parser.add_argument(
+        "--one-shot", action="store_true", help="with --defaults: of the dense stream, for all rows"
+    )
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--backends", default="native,numpy")

@@ -120,7 +120,7 @@ def calibration(result: Result) -> str:
     """Return what calibration costs beside the bare forward passes."""
     measured = result["results"]
     ratios = measured["ratio_to_bare_forward"]
-    cost = f"{ratios['float32']:.2f}x (float32 Gram products) and {ratios['bfloat16']:.2f}x (bfloat16)"
+    cost = " and ".join(f"{ratio:.2f}x ({products} Gram products)" for products, ratio in ratios.items())
     size = f"{measured['samples']} windows of {measured['seq_len']} tokens, {measured['threads']} threads"
     return f"{cost} the time of the bare forward passes over {size}. {_where(result)}.\n"
 
@@ -341,6 +341,8 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "calibration": calibration,
         "quality": quality,
         "quality_self": quality,
+        "quality_joined": quality,
+        "quality_numpy": quality,
         "quality_plus": quality,
         "quality_allocated": quality,
         "quality_dithered": quality,

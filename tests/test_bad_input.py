@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from command_line import awp_edge, succeeded, tree
+from command_line import awp_edge, obey_permissions, succeeded, tree
 from tiny_models import build, edit, shard, write_text
 
 CALIBRATION = ("--samples", 4, "--seq-len", 64)
@@ -63,6 +63,27 @@ def test_a_missing_folder(compress, tmp_path):
 def test_a_folder_without_a_model(compress, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "config.json" in compress(tmp_path / "empty")
+
+
+def test_a_file_in_place_of_a_folder(compress, text):
+    assert "text.txt" in compress(text)
+
+
+@pytest.mark.parametrize(
+    ("locked", "code", "expected"),
+    [
+        (".", 2, "not readable"),
+        ("config.json", 1, "Permission denied"),
+        ("model.safetensors", 1, "Permission denied"),
+    ],
+)
+def test_a_model_without_permission_to_read(compress, damaged, locked, code, expected):
+    (damaged / locked).chmod(0)
+    try:
+        line = compress(damaged, code=code, preexec_fn=obey_permissions)
+    finally:
+        (damaged / locked).chmod(0o755)
+    assert expected in line and "damaged" in line
 
 
 def test_a_config_that_is_not_json(compress, damaged):
@@ -222,6 +243,31 @@ def test_a_full_disk(compress, model):
     assert "awp-edge" in compress(model, "--sparsity", 0.5, preexec_fn=limit)
 
 
+@pytest.mark.parametrize("form", ["genai", "hf"])
+def test_a_full_disk_in_an_export(compressed, tmp_path, form):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    line = awp_edge("export", compressed, tmp_path / "edge", "--format", form, preexec_fn=limit).refused()
+    assert "edge" in line and ("File too large" in line or "no space left" in line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_folder_that_is_not_empty_or_not_writable(compressed, tmp_path):
+    (tmp_path / "edge").mkdir()
+    (tmp_path / "edge" / "mine").write_text("keep")
+    assert "not empty" in awp_edge("export", compressed, tmp_path / "edge").refused()
+    below = tmp_path / "edge" / "mine" / "edge"
+    assert "mine" in awp_edge("export", compressed, below).refused()
+    assert tree(tmp_path) == {"edge/mine": b"keep"}
+
+
+def test_fetching_into_a_folder_that_is_not_empty(tmp_path):
+    (tmp_path / "mine").write_text("keep")
+    assert "not empty" in awp_edge("fetch", "smollm2-135m", tmp_path).refused()
+    assert tree(tmp_path) == {"mine": b"keep"}
+
+
 # Unfinished runs
 
 
@@ -293,6 +339,15 @@ def test_export_of_something_that_is_no_causal_language_model(tmp_path):
     build("bert", tmp_path / "bert")
     assert "causal" in awp_edge("export", tmp_path / "bert", tmp_path / "edge").refused()
     assert not (tmp_path / "edge").exists()
+
+
+def test_export_of_a_compressed_encoder(text, tmp_path):
+    build("bert", tmp_path / "bert")
+    succeeded(
+        "compress", tmp_path / "bert", tmp_path / "small", "--bits", 4, "--calibration", text, *CALIBRATION
+    )
+    assert "causal" in awp_edge("export", tmp_path / "small", tmp_path / "edge").refused()
+    assert {path.name for path in tmp_path.iterdir()} == {"bert", "small"}
 
 
 def test_evaluation_of_something_that_is_no_causal_language_model(tmp_path, text):

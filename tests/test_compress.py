@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_stack
+from command_line import obey_permissions
 from safetensors.numpy import load_file, save_file
 
 from awp_edge.artifacts import CompressedModel, LinearInfo
@@ -187,12 +186,6 @@ def test_a_target_that_cannot_be_made_gets_one_line(model: Path, tmp_path: Path)
     with pytest.raises(AwpError, match=r"cannot write .*out\.partial: Not a directory") as caught:
         toy_stack.compress(model, tmp_path / "file" / "out", sparsity=0.5)
     assert "\n" not in str(caught.value)
-
-
-def obey_permissions() -> None:
-    """Let the mode bits of files bind root as well, where the tests run as root (PR_CAPBSET_DROP, CAP_DAC_OVERRIDE)."""
-    if os.geteuid() == 0:
-        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
 
 def test_a_folder_without_write_permission_gets_one_line(model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 // Every table this machine runs against the reference; refusal of packed bytes that are not what they claim to be.
 #include <algorithm>
+#include <atomic>
+#include <thread>
 
 #include "sparse_checks.hpp"
 
@@ -9,6 +11,16 @@ namespace {
 
 void run_here(void*, void (*task)(void*, std::size_t), std::size_t count, void* data) {
   for (std::size_t i = 0; i < count; ++i) task(data, i);
+}
+
+void run_on_three(void*, void (*task)(void*, std::size_t), std::size_t count, void* data) {
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t i; (i = next++) < count;) task(data, i);
+  };
+  std::thread others[] = {std::thread(work), std::thread(work)};
+  work();
+  for (std::thread& other : others) other.join();
 }
 
 // Changes one thing at random; the answer is a refusal or a weight that every table can multiply by.
@@ -68,6 +80,26 @@ void test_driver() {
   check(multiply(w, table, {x.data(), 0, true, Level::int8_inputs}, nullptr, here), "no rows");
 }
 
+// Several threads give the bits of one, for few rows and for many.
+void test_threads(const char* isa) {
+  const Table* table = choose(isa);
+  if (!table) return;
+  for (const int kept : {32, -1}) {
+    Sample sample({259, 8, 64, kept, true, false}, 6);  // four tasks, the last tile not full
+    Weights w;
+    check(check(sample.packed(), &w) == nullptr, "check");
+    const std::vector<float> x = normal<float>(40 * w.inputs, 7);
+    for (const std::size_t rows : {1, 4, 40})
+      for (const Level level : {Level::float_inputs, Level::int8_inputs}) {
+        std::vector<float> one(rows * w.rows), three(one.size());
+        const Inputs in{x.data(), rows, true, level};
+        check(multiply(w, *table, in, one.data(), {run_here, nullptr}), "multiply");
+        check(multiply(w, *table, in, three.data(), {run_on_three, nullptr}), "multiply");
+        check(one == three, "threads of the kernels", kept, static_cast<long>(rows));
+      }
+  }
+}
+
 void test_quantize() {
   Sample sample({16, 1, 64, 32, false, false}, 3);
   Weights w;
@@ -105,6 +137,7 @@ int main(int argc, char** argv) {
     }
   check(choose("nonsense") == nullptr && choose("base") == &kReference, "choose");
   test_driver();
+  for (const char* isa : {"base", "avx2", "avx512vnni", "neon", "neondot"}) test_threads(isa);
   test_quantize();
   for (unsigned seed = 0; seed < damaged; ++seed) test_damaged(seed);
   return result("sparse");
