@@ -1,7 +1,6 @@
 """Calibration text, requests, saved statistics and the torch runner."""
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +16,7 @@ import tiny_models  # noqa: E402
 
 from awp_edge.calibrate import CalibrationRequest, SavedStatistics, open_statistics  # noqa: E402
 from awp_edge.calibrate.runner import TorchModel  # noqa: E402
-from awp_edge.calibrate.sample import MIN_P, sample_texts, sample_windows  # noqa: E402
+from awp_edge.calibrate.sample import sample_windows  # noqa: E402
 from awp_edge.calibrate.text import token_windows  # noqa: E402
 from awp_edge.errors import AwpError, UsageError  # noqa: E402
 from awp_edge.models import ModelFolder  # noqa: E402
@@ -81,37 +80,22 @@ def test_bad_text_is_one_line(name, content, message, folders, tmp_path):
 
 @pytest.mark.parametrize("family", ("llama", "gemma3", "gpt2", "opt"))
 def test_self_text_follows_the_models_own_distribution(family, folders):
-    folder, state = ModelFolder(folders[family]), torch.random.get_rng_state()
-    texts = sample_texts(folder, texts=32, length=40, seed=3)
+    state = torch.random.get_rng_state()
+    tokens = sample_windows(ModelFolder(folders[family]), samples=32, seq_len=40, seed=3)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert np.array_equal(texts, sample_texts(folder, texts=32, length=40, seed=3))
-    assert not np.array_equal(texts, sample_texts(folder, texts=32, length=40, seed=4))
-    tokens = torch.from_numpy(texts.astype(np.int64))
+    assert np.array_equal(
+        tokens, sample_windows(ModelFolder(folders[family]), samples=32, seq_len=40, seed=3)
+    )
+    assert not np.array_equal(
+        tokens, sample_windows(ModelFolder(folders[family]), samples=32, seq_len=40, seed=4)
+    )
     with torch.inference_mode():
-        chances = torch.softmax(tiny_models.whole(folders[family])(tokens).logits[:, :-1], -1)
-        chances *= chances >= MIN_P * chances.amax(-1, keepdim=True)
-    allowed = torch.distributions.Categorical(probs=chances)
-    chosen, entropy = -allowed.log_prob(tokens[:, 1:]), allowed.entropy()
+        logits = tiny_models.whole(folders[family])(torch.from_numpy(tokens.astype(np.int64))).logits[:, :-1]
+    chosen = torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(tokens[:, 1:, None].astype(np.int64)))
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
     # Sampled from the right conditionals, the mean surprise is the mean entropy, up to its standard error.
-    assert abs(chosen.mean() - entropy.mean()) < 5 * chosen.std() / chosen.numel() ** 0.5
-    assert 0.1 < chosen.mean() < 0.9 * np.log(tiny_models.VOCAB)
-
-
-def test_self_windows_are_texts_joined(folders, monkeypatch):
-    monkeypatch.setattr("awp_edge.calibrate.sample.TEXT_TOKENS", 7)
-    folder = ModelFolder(folders["llama"])
-    texts = sample_texts(folder, texts=9, length=7, seed=1)
-    assert (texts[:, 0] == tiny_models.SPECIAL["<s>"]).all()
-    windows = sample_windows(folder, samples=3, seq_len=20, seed=1)
-    assert np.array_equal(windows, texts[:, 1:].reshape(-1)[:60].reshape(3, 20))
-
-
-def test_self_texts_begin_where_documents_do(folders, tmp_path):
-    """A chat model's config names the token that begins a turn; its vocabulary still has the one between documents."""
-    copy = shutil.copytree(folders["llama"], tmp_path / "chat")
-    path = copy / "tokenizer.json"
-    path.write_text(path.read_text().replace("<unk>", "<|endoftext|>"))
-    assert (sample_texts(ModelFolder(copy), texts=2, length=3)[:, 0] == tiny_models.SPECIAL["<unk>"]).all()
+    assert abs(-chosen.mean() - entropy.mean()) < 5 * chosen.std() / chosen.numel() ** 0.5
+    assert -chosen.mean() < 0.9 * np.log(tiny_models.VOCAB)
 
 
 def test_an_encoder_cannot_write_text(folders):

@@ -12,7 +12,6 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..errors import AwpError
 from ..models import ModelFolder
-from ..storage import read_json
 from .modules import whole_model
 from .threads import torch_threads
 
@@ -20,51 +19,35 @@ from .threads import torch_threads
 # every machine load and for every --threads.
 _SMALL_PARAMETERS = 500_000_000
 
-TEXT_TOKENS = 256
-MIN_P = 0.05
-SEPARATOR = "<|endoftext|>"
-
 OnTokens = Callable[[int, int], None]
 
 
 def sample_windows(
     folder: ModelFolder, *, samples: int = 16, seq_len: int = 1024, seed: int = 0, on_tokens: OnTokens | None = None
 ) -> NDArray[np.int32]:  # fmt: skip
-    """Sample short texts from a causal language model, all side by side, and join them into windows.
+    """Sample text from a causal language model at temperature one, all windows side by side.
 
-    A text is what the model writes after the token that begins a document, which is then left out: TEXT_TOKENS tokens,
-    because a small model loses its thread in longer ones, and without the unlikely tokens that lead it astray (min-p
-    sampling). Weights are kept in bfloat16 where the processor multiplies bfloat16, else in float32.
+    Every window starts with the first token that the model's config names as the beginning (else the end) of a text.
+    Weights are kept in bfloat16 where the processor multiplies bfloat16, else in float32.
 
     Args:
         folder: the model.
         samples, seq_len: windows, and tokens in each.
         seed: of a generator of its own; torch's global random state is not touched.
-        on_tokens: called as on_tokens(done, length of a text) from time to time.
+        on_tokens: called as on_tokens(done, seq_len) from time to time.
 
     Returns: (samples, seq_len) tokens.
 
     Raises: AwpError where the model is not a causal language model.
     """
-    length = min(TEXT_TOKENS, seq_len)
-    texts = sample_texts(
-        folder, texts=-(-samples * seq_len // length), length=length, seed=seed, on_tokens=on_tokens
-    )
-    return texts[:, 1:].reshape(-1)[: samples * seq_len].reshape(samples, seq_len)
-
-
-def sample_texts(
-    folder: ModelFolder, *, texts: int, length: int, seed: int = 0, on_tokens: OnTokens | None = None
-) -> NDArray[np.int32]:  # fmt: skip
-    """Return texts (texts, 1 + length), the token that begins a document first; see sample_windows."""
     model = _causal_model(folder)
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.full((texts, 1 + length), _start_token(folder, model.config), dtype=torch.int64)
-    cache = _cache(model.config, length)
-    masks = _open_masks(model.config, cache, length)
+    tokens = torch.full((samples, seq_len), _start_token(model.config), dtype=torch.int64)
+    cache = _cache(model.config, seq_len)
+    masks = _open_masks(model.config, cache, seq_len)
     small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS
     with torch_threads(1 if small else None), torch.inference_mode():
-        for position in range(1, 1 + length):
+        for position in range(1, seq_len):
             last = tokens[:, position - 1 : position]
             mask = None if masks is None else masks[..., :position]
             logits = model(input_ids=last, attention_mask=mask, past_key_values=cache, use_cache=True).logits
@@ -72,8 +55,8 @@ def sample_texts(
             if not torch.isfinite(logits).all():
                 raise AwpError(f"{folder.path}: the model's logits are NaN or infinite at token {position}")
             tokens[:, position] = _draw(logits, generator)
-            if on_tokens is not None and position % 16 == 0:
-                on_tokens(position, length)
+            if on_tokens is not None and position % 32 == 0:
+                on_tokens(position, seq_len)
     return tokens.numpy().astype(np.int32)
 
 
@@ -126,10 +109,8 @@ def _open_masks(config: Any, cache: Cache, length: int) -> torch.Tensor | None:
 
 
 def _draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw one token a row from those of at least MIN_P times the likeliest one's chance."""
-    chances = torch.softmax(logits, dim=-1)
-    chances *= chances >= MIN_P * chances.amax(dim=-1, keepdim=True)
-    reached = chances.cumsum(dim=-1)
+    """Draw one token a row from softmax(logits) by inverting the distribution function."""
+    reached = torch.softmax(logits, dim=-1).cumsum(dim=-1)
     target = torch.rand((len(logits), 1), generator=generator) * reached[:, -1:]
     return torch.searchsorted(reached, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
 
@@ -147,16 +128,8 @@ def _fast_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-def _start_token(folder: ModelFolder, config: Any) -> int:
-    """Return the token that stands between documents in training.
-
-    Chat models name the beginning of a turn in their config, after which they have learnt nothing but roles; the
-    token <|endoftext|> of their training text is still in the vocabulary of those that have it.
-    """
-    path = folder.path / "tokenizer.json"
-    added = read_json(path).get("added_tokens", []) if path.is_file() else []
-    separators = [entry["id"] for entry in added if entry.get("content") == SEPARATOR]
+def _start_token(config: Any) -> int:
     text = config.get_text_config()
-    named = [*separators, text.bos_token_id, text.eos_token_id]
+    named = [text.bos_token_id, text.eos_token_id]
     tokens = [token[0] if isinstance(token, list) else token for token in named if token is not None]
     return int(tokens[0]) if tokens else 0
