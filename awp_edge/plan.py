@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,23 +88,24 @@ def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
     layers = [layer for block in blocks for layer in block]
     spec = fit_spec(options, layers)
     bits = {layer.name: _export_bits(layer.shape, spec) for layer in layers}
+    kept = partial(_kept, spec=spec) if options.allocate == "uniform" else lambda shape: None
     planned = tuple(
-        PlannedLayer(
-            layer.name, i, layer.shape, _kept(layer.shape, spec), bits[layer.name] / math.prod(layer.shape)
-        )
+        PlannedLayer(layer.name, i, layer.shape, kept(layer.shape), bits[layer.name] / math.prod(layer.shape))
         for i, block in enumerate(blocks)
         for layer in block
     )
     samples, seq_len = calibration_size(folder, options)
     compressed = _compressed_bytes(folder, layers, spec)
     memory = peak_memory_bytes(folder, layers, options)
+    kept_grams = 4 * len(blocks) * _gram_entries(_largest_block(layers))
+    gradients = kept_grams if options.needs_gradients else 0
     calibration_s, solve_s = _seconds(layers, spec, options, tokens=samples * seq_len)
     return Plan(
         model=str(folder.path), architecture=folder.architecture, dtype=folder.storage_dtype(), n_blocks=len(blocks),
         spec=spec, layers=planned, left_alone=_left_alone(folder, stack, layers), samples=samples,
         seq_len=seq_len, bits_per_weight=sum(bits.values()) / sum(math.prod(layer.shape) for layer in layers),
         weight_bytes=folder.weight_bytes(), compressed_bytes=compressed, block_bytes=-(-sum(bits.values()) // 8),
-        disk_bytes=compressed + hidden_state_bytes(folder, options), peak_memory_bytes=memory,
+        disk_bytes=compressed + hidden_state_bytes(folder, options) + gradients, peak_memory_bytes=memory,
         fits=None if options.max_memory_bytes is None else memory <= options.max_memory_bytes,
         calibration_seconds=calibration_s, solve_seconds=solve_s, warnings=_warnings(folder, options, spec),
     )  # fmt: skip
@@ -161,10 +163,7 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
     hidden = _hidden_size(folder)
     block = _largest_block(layers)
     sizes = [math.prod(layer.shape) for layer in block]
-    grams = sum(
-        d_in * d_in for _, d_in in {(layer.name.rpartition(".")[0], layer.shape[1]) for layer in block}
-    )
-    grams += max(layer.shape[1] for layer in block) ** 2
+    grams = _gram_entries(block) + max(layer.shape[1] for layer in block) ** 2
     batch = max(BATCH_TOKENS, seq_len) * (6 * hidden + 3 * max(max(layer.shape) for layer in block))
     solver = max(SOLVER_MATRICES * math.prod(x.shape) + 3 * x.shape[1] ** 2 for x in block)
     width = max(x.shape[1] for x in block)
@@ -179,7 +178,7 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
         head = max((math.prod(folder.shape(n)) for n in folder.tensor_names()), default=0)
         stages += [
             4 * (sum(sizes) + 3 * batch) + 12 * grams,
-            4 * (2 * head + 3 * HEAD_TOKENS * head // hidden),
+            4 * (2 * head + 3 * HEAD_TOKENS * head // max(1, hidden)),
         ]
     streaming = BASE_BYTES + max(stages)
     if options.calibration.get("source", "self") != "self":
@@ -187,6 +186,13 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
     numbers = sum(math.prod(folder.shape(n)) for n in folder.tensor_names())
     cache = 2 * samples * seq_len * _n_blocks(folder) * _key_value_size(folder, hidden)
     return max(streaming, LOADED_BYTES + 4 * (numbers + cache))
+
+
+def _gram_entries(block: Sequence[LinearInfo]) -> int:
+    """Estimate the entries of a block's Gram matrices: linears of one parent and width share their input."""
+    return sum(
+        d_in * d_in for _, d_in in {(layer.name.rpartition(".")[0], layer.shape[1]) for layer in block}
+    )
 
 
 def hidden_state_bytes(folder: ModelFolder, options: CompressOptions) -> int:

@@ -104,7 +104,7 @@ def compared(model: TorchModel, edge: EdgeModel, prompt: str, *, tokens: int) ->
     left = np.flatnonzero(gaps > 0)
     return {
         "prompt": prompt, "tokens": len(chosen), "leaves": len(left), "positions": left.tolist(),
-        "largest_gap": float(gaps.max()), "first_tokens_equal": int(left[0]) if len(left) else len(chosen),
+        "largest_gap": float(gaps.max(initial=0)), "first_tokens_equal": int(left[0]) if len(left) else len(chosen),
         "logit_difference": {"max": float(np.abs(wanted - found).max()), "mean": float(np.abs(wanted - found).mean())},
     }  # fmt: skip
 

@@ -50,10 +50,12 @@ def awp_edge(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def calibration_options(options: argparse.Namespace) -> list[str]:
+def calibration_options(options: argparse.Namespace, arguments: list[str]) -> list[str]:
     """Return the command's own defaults, or the prototypes' protocol with statistics shared by all rows."""
     weights = ["--token-weights", options.token_weights]
     saved = "statistics" if options.token_weights == "uniform" else f"statistics-{options.token_weights}"
+    if "--allocate" in arguments and options.token_weights != "loss":
+        saved += "-gradients"  # a set of its own: the others are saved without
     shared = [*weights, "--one-shot", "--statistics", str(options.work / saved)]
     if options.defaults:
         return shared if options.one_shot else weights
@@ -67,7 +69,7 @@ def measure(name: str, options: argparse.Namespace, *, backend: str) -> dict[str
     shutil.rmtree(out, ignore_errors=True)
     compressed = awp_edge(
         "compress", str(options.model), str(out), *arguments, "--calibration", options.calibration,
-        *calibration_options(options), "--backend", backend,
+        *calibration_options(options, arguments), "--backend", backend,
     )  # fmt: skip
     evaluated = awp_edge("eval", str(out), "--text", str(options.text), "--windows", str(options.windows))
     shutil.rmtree(out)

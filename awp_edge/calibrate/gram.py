@@ -81,6 +81,10 @@ class GramAccumulator:
             weights = torch.where(squares > 0, 1 / squares, 0.0)
         else:
             given = self._token_weights[self.n_tokens : self.n_tokens + rows.shape[0]]
+            if len(given) != len(rows):
+                raise AwpError(
+                    f"{self._name} is called more than once a token; --token-weights loss does not go with it"
+                )
             weights = torch.from_numpy(given.astype(np.float64))
         self._weight += float(weights.sum())
         return rows * weights.sqrt().to(rows.dtype)[:, None]

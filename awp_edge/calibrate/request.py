@@ -40,8 +40,8 @@ class CalibrationRequest:
         seed: draws the windows, or the text of self; None takes the first windows, for self seed 0.
         order: "sequential" or "one-shot".
         products: of the Gram matrices, "float32" or "bfloat16".
-        token_weights: of the Gram matrices: "uniform", "norm" for 1 / ||x||^2, or "loss" for 1 + ||g|| / mean ||g||
-            with g the loss gradient at the outputs.
+        token_weights: of the Gram matrices: "uniform", "norm" for 1 / ||x||^2, or "loss", where half of the total
+            follows ||g||, g the loss gradient at the outputs (of the first 32768 tokens, the others weigh alike).
         skip: shell patterns of linears to leave alone.
         threads: None leaves torch's setting.
         statistics: a folder to save one-shot statistics in, or to take them from.

@@ -35,6 +35,7 @@ class DenseStream(Protocol):
     n_blocks: int
     calibration: Mapping[str, Any]
     n_tokens: int
+    has_sensitivity: bool
 
     def linears(self, block: int) -> Sequence[LinearInfo]: ...
     def weight(self, name: str) -> NDArray[np.float32]: ...
@@ -139,8 +140,10 @@ class SavingStatistics:
         grams = self._stream.statistics(block)
         matrices = {name: gram.matrix for name, gram in grams.items()}
         write_tensors(self._directory / block_name(block), matrices)
-        if self.calibration.get("token_weights") == "loss":
-            self.sensitivity(block)  # at hand, and a later run may allocate by it
+        if self._stream.has_sensitivity:  # at hand, and a later run may allocate by it
+            self.sensitivity(block)
+        else:  # what an unfinished run may have left is of other text
+            (self._directory / sensitivity_name(block)).unlink(missing_ok=True)
         return grams
 
     def sensitivity(self, block: int) -> Sensitivity:

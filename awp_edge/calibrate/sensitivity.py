@@ -67,22 +67,38 @@ def sensitivity(run: DensePass, block: int) -> Sensitivity:
 
     Cost: about three forward passes over at most 32768 tokens. Disk: the hidden states of every block while it runs.
 
-    Raises: UsageError for a model without next-token loss, AwpError where its gradients are NaN or infinite.
+    Raises: UsageError for a model without next-token loss, AwpError where its gradients are NaN or infinite, or a linear
+    is called more than once.
     """
     first, path = run.state / sensitivity_name(0), run.state / sensitivity_name(block)
     if not first.is_file():  # the backward pass ends with block 0
+        _require_loss(run.skeleton)
         with torch_threads(run.threads):
+            _embed(run)
             _forward(run)
+            _from_loss(run)
             _backward(run)
     return read_sensitivity(path)
 
 
-def _forward(run: DensePass) -> None:
-    """Write every block's inputs and, beside them, the Gram matrices of its linears."""
+def _require_loss(skeleton: Skeleton) -> None:
+    if skeleton.model.get_output_embeddings() is None or not skeleton.model.can_generate():
+        raise UsageError(
+            f"{skeleton.folder.architecture} has no next-token loss; "
+            "--allocate and --token-weights loss need a causal language model"
+        )
+
+
+def _embed(run: DensePass) -> None:
+    """Write the first block's inputs."""
     outside = run.skeleton.outside()
     with hidden_writer(_hidden(run.state, 0)) as writer:
         for tokens in run.windows().split(run.batch):
             writer.write(capture(run.skeleton, outside, tokens).hidden)
+
+
+def _forward(run: DensePass) -> None:
+    """Write the other blocks' inputs and, beside them, the Gram matrices of all linears."""
     for block in range(len(run.infos)):
         module = run.skeleton.block(block)
         grams = {
@@ -104,14 +120,17 @@ def _forward(run: DensePass) -> None:
         )
 
 
-def _backward(run: DensePass) -> None:
-    """Write, from the last block to the first, what the gradients at the linears' outputs say."""
-    last = len(run.infos)
+def _from_loss(run: DensePass) -> None:
+    """Write the gradient at the last block's output."""
+    last, head = len(run.infos), _Head(run.skeleton)
     with hidden_writer(_gradient(run.state, last)) as writer:
-        head = _Head(run.skeleton)
         for tokens, hidden in zip(run.windows().split(run.batch), _inputs(run, last), strict=True):
             writer.write(head.gradient(hidden, tokens))
-    for block in reversed(range(last)):
+
+
+def _backward(run: DensePass) -> None:
+    """Write, from the last block to the first, what the gradients at the linears' outputs say."""
+    for block in reversed(range(len(run.infos))):
         module, listener = run.skeleton.block(block), _Gradients()
         call = run.first.calls[block].owned()
         with (
@@ -153,6 +172,7 @@ class _Gradients:
     def __init__(self) -> None:
         self._rows: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, list[torch.Tensor]] = {}
+        self._shapes: dict[str, tuple[int, int]] = {}  # tokens and outputs seen on the way forward
 
     @contextmanager
     def on(self, module: nn.Module, linears: Mapping[str, str]) -> Iterator[None]:
@@ -164,18 +184,25 @@ class _Gradients:
 
     def rows(self, name: str) -> Any:
         """Return E[g_i^2] per token, (d_out,) float32."""
-        n_tokens = sum(len(part) for part in self._tokens[name])
-        return (self._rows[name] / n_tokens).numpy().astype(np.float32)
+        n_tokens, d_out = self._shapes[name]
+        squares = self._rows.get(name, torch.zeros(d_out))
+        return (squares / n_tokens).numpy().astype(np.float32)
 
     def tokens(self, names: Sequence[str]) -> Any:
         """Return the mean over some linears of ||g_t|| / mean ||g||, (tokens,) float32."""
-        norms = [torch.cat(self._tokens[name]) for name in names]
+        norms = [
+            torch.cat(self._tokens[name]) if name in self._tokens else torch.zeros(self._shapes[name][0])
+            for name in names
+        ]
         shares = [norm / norm.mean() if norm.any() else torch.ones_like(norm) for norm in norms]
         return torch.stack(shares).mean(dim=0).numpy().astype(np.float32)
 
     def _at_output(self, name: str) -> Any:
         def forward(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            output.register_hook(lambda gradient: self._add(name, gradient))
+            tokens, d_out = self._shapes.get(name, (0, output.shape[-1]))
+            self._shapes[name] = tokens + output.numel() // d_out, d_out
+            if output.requires_grad:  # one that the hidden states do not reach has no gradient
+                output.register_hook(lambda gradient: self._add(name, gradient))
 
         return forward
 
@@ -190,11 +217,6 @@ class _Head:
 
     def __init__(self, skeleton: Skeleton) -> None:
         self._model = skeleton.around()
-        if self._model.get_output_embeddings() is None or not self._model.can_generate():
-            raise UsageError(
-                f"{skeleton.folder.architecture} has no next-token loss; "
-                "--allocate and --token-weights loss need a causal language model"
-            )
         self._hidden: torch.Tensor | None = None
         for block in self._model.get_submodule(skeleton.stack_name):
             block.register_forward_pre_hook(
@@ -206,8 +228,9 @@ class _Head:
         """Return d loss / d hidden, (windows, length, d); the head runs on some tokens at a time."""
         parts = []
         following = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
-        for start in range(0, tokens.shape[1], HEAD_TOKENS):
-            part = slice(start, start + HEAD_TOKENS)
+        step = max(1, HEAD_TOKENS // len(tokens))
+        for start in range(0, tokens.shape[1], step):
+            part = slice(start, start + step)
             self._hidden = hidden[:, part].clone().requires_grad_()
             logits = self._model(input_ids=tokens[:, part]).logits
             loss = torch.nn.functional.cross_entropy(

@@ -21,6 +21,7 @@ from .capture import BlockCall, Capture, capture, linear_infos
 from .gram import GramAccumulator
 from .hidden import HiddenReader, HiddenWriter, hidden_writer
 from .modules import Skeleton
+from .saved import sensitivity_name
 from .sensitivity import DensePass, sensitivity
 from .threads import torch_threads
 
@@ -99,12 +100,13 @@ class BlockStream:
         self._alive = (block, module)
         widths = {info.input: info.shape[1] for info in self._infos[block]}
         options = self._options
+        felt = self.sensitivity(block).tokens if options.token_weights == "loss" else None
         grams = {
             name: GramAccumulator(
                 name,
                 width,
                 products=options.products,
-                token_weights=self._token_weights(block, name),
+                token_weights=options.token_weights if felt is None else self._token_weights(felt[name]),
                 threads=options.threads,
             )
             for name, width in widths.items()
@@ -128,14 +130,16 @@ class BlockStream:
         )
         return sensitivity(run, block)
 
-    def _token_weights(self, block: int, name: str) -> str | NDArray[np.float32]:
-        """Return the weights of the tokens of an input: for "loss", half of the total follows the gradient norms.
+    @property
+    def has_sensitivity(self) -> bool:
+        """Return whether loss gradients were taken."""
+        return (self._state / sensitivity_name(0)).is_file()
+
+    def _token_weights(self, shares: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the weights of all tokens, of whose total half follows the gradient norms of the first ones.
 
         Norms, not squares: with the squares a few tokens, the attention sink first of all, make C nearly singular.
         """
-        if self._options.token_weights != "loss":
-            return self._options.token_weights
-        shares = self.sensitivity(block).tokens[name]
         weights = np.ones(self.n_tokens, dtype=np.float32)
         weights[: len(shares)] += shares * (self.n_tokens / len(shares))
         return weights

@@ -69,7 +69,10 @@ class TableChoice(Options):
     seq_len: Annotated[int, typer.Option(min=2, metavar="L", help="Tokens per window, in both.")] = 2048
     windows: Annotated[int | None, typer.Option(min=1, help="Windows of each text; all by default.")] = None
     token_weights: Annotated[
-        str, typer.Option(metavar="uniform|norm", help="Weights of the calibration tokens, as in `compress`.")
+        str,
+        typer.Option(
+            metavar="uniform|norm|loss", help="Weights of the calibration tokens, as in `compress`."
+        ),
     ] = "uniform"
     subsets: Annotated[
         int,
@@ -172,7 +175,9 @@ class _Run:
                 result["rivals"] = rivals(result["rows"])
                 self._write(result)
         if any(row.spec.kind == "pruning" for row in rows):
-            result["convergence"] = self._steps.run("convergence", self._key, self._convergence)["layers"]
+            of = {**self._key, "statistics": str(self._subsets[0].statistics),
+                  "token_weights": self._options.token_weights}  # fmt: skip
+            result["convergence"] = self._steps.run("convergence", of, self._convergence)["layers"]
             self._write(result)
         return result
 

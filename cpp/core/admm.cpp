@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <stdexcept>
 
 #include "awp/matmul.hpp"
 
@@ -86,6 +87,7 @@ template <class T> class Splitting {
 
 template <class T>
 void admm(View<const T> weight, View<const T> inverse, const AdmmOptions& options, View<T> out) {
+  if (options.supports.empty()) throw std::invalid_argument("the search needs at least one step");
   Splitting<T>(weight, inverse, options).run(out);
 }
 

@@ -28,8 +28,9 @@ Support make_support(const std::string& kind, std::vector<std::size_t> counts, s
 // Rows that are best selected together: a multiple of this belongs in one call, except at the end of the matrix.
 std::size_t strip_rows(const Support& support);
 
-// Writes the mask with the largest total gain for the rows first_row, first_row + 1, ... of a matrix. hints: one threshold per row, kept by the caller from call to call so
-// that similar gains are quick (0 at first), or null; the result does not depend on it.
+// Writes the mask with the largest total gain for the rows first_row, first_row + 1, ... of a matrix. hints: one
+// threshold per row, kept by the caller from call to call so that similar gains are quick (0 at first), or null; the
+// result does not depend on it.
 template <class T>
 void select(const Support& support, View<const T> gain, Mask mask, std::size_t first_row, Key<T>* hints = nullptr);
 
