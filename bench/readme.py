@@ -93,7 +93,10 @@ def quality(result: Result) -> str:
         f"{measured['text']}, {measured['windows']} windows of 2048; calibrated on {measured['calibration']}"
     )
     if measured.get("token_weights", "uniform") != "uniform":
-        note += f", tokens weighted by {measured['token_weights']} in calibration and in the relative error, which so does not compare with the tables above"
+        note += (
+            f", tokens weighted by {measured['token_weights']} there and in the errors, which do not compare "
+        )
+        note += "with those of other weights"
     return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
 
 

@@ -67,8 +67,7 @@ def sensitivity(run: DensePass, block: int) -> Sensitivity:
 
     Cost: about three forward passes over at most 32768 tokens. Disk: the hidden states of every block while it runs.
 
-    Raises: UsageError for a model without next-token loss, AwpError where its gradients are NaN or infinite, or a linear
-    is called more than once.
+    Raises: UsageError for a model without next-token loss, AwpError where its gradients are NaN or infinite.
     """
     first, path = run.state / sensitivity_name(0), run.state / sensitivity_name(block)
     if not first.is_file():  # the backward pass ends with block 0
