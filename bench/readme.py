@@ -337,18 +337,13 @@ def encoder(result: Result) -> str:
     return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
 
 
+QUALITY = ("", "_self", "_joined", "_numpy", "_plus", "_allocated", "_dithered")
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
     {
         "demo": demo,
         "solver": solver,
         "calibration": calibration,
-        "quality": quality,
-        "quality_self": quality,
-        "quality_joined": quality,
-        "quality_numpy": quality,
-        "quality_plus": quality,
-        "quality_allocated": quality,
-        "quality_dithered": quality,
+        **{f"quality{kind}": quality for kind in QUALITY},
         "search": search,
         "table": table,
         "layers": layers,
@@ -382,10 +377,7 @@ def main() -> int:
     stale = [page for page in PAGES if fill(page.read_text()) != page.read_text()]
     for page in stale:
         if check:
-            print(
-                f"{page.name} does not say what bench/results says: run python bench/readme.py",
-                file=sys.stderr,
-            )
+            print(f"{page.name} differs from bench/results: run python bench/readme.py", file=sys.stderr)
         else:
             page.write_text(fill(page.read_text()))
             print(f"filled {page.name}")
