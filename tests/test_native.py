@@ -56,13 +56,13 @@ def test_any_memory_layout_is_taken(isa: str, dtype: str) -> None:
     constraint = Sparse(NM(2, 4), IntGrid(4, 6)).bind(z)
     for other in (np.asfortranarray(z), np.repeat(z, 2, axis=1)[:, ::2]):
         assert_same_bits(native.project(other, constraint), constraint.project(z))
-        assert_same_bits(native.select(np.abs(other), ("row", 3, 0, 0)), RowSparse(3).select(np.abs(z)))
+        assert_same_bits(native.select(np.abs(other), ("row", (3,), 0, 0)), RowSparse(3).select(np.abs(z)))
         assert_same_bits(native.encode(other, constraint.values), constraint.values.encode(z))
 
 
 def test_threads_must_be_positive(isa: str) -> None:
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
-        native.select(np.ones((2, 8)), ("row", 2, 0, 0), threads=0)
+        native.select(np.ones((2, 8)), ("row", (2,), 0, 0), threads=0)
 
 
 def test_instruction_sets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
