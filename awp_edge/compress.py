@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from .allocate import Counts, allocate, prices
+from .allocate import Budget, Counts, Target
 from .artifacts import (
     LOG_FILE,
     MANIFEST_FILE,
@@ -151,7 +151,7 @@ class _Run:
         self._start = time.perf_counter()
         self._state = State(request)
         self._earlier = self._state
-        self._budgets: dict[str, Counts] = {}
+        self._budgets: Mapping[str, Budget] = {}
         self._facts: tuple[str, GramFacts] | None = None  # of the input that the last linear had
 
     def go(self, open_source: SourceFactory, *, has_state: bool) -> CompressSummary:
@@ -220,23 +220,24 @@ class _Run:
 
     def _allocated(
         self, source: StatisticsSource, blocks: Sequence[Sequence[LinearInfo]], spec: CompressSpec
-    ) -> dict[str, Counts]:
-        """Return the budgets of all rows, from the state folder where a run before this one had found them."""
+    ) -> Mapping[str, Budget]:
+        """Return the budgets of all matrices, from the state folder where a run before this one had found them."""
         if self._options.allocate == "uniform":
             return {}
         path, started, found = self._workspace.state_folder / BUDGETS_FILE, time.perf_counter(), {}
         if path.is_file():
-            return {name: tuple(counts) for name, counts in read_json(path).items()}
+            return {
+                name: kept if isinstance(kept, int) else tuple(kept) for name, kept in read_json(path).items()
+            }
+        target = Target(self._options.allocate, spec.sparsity, spec.bits, spec.group_size)
         engine = resolve(self._options.backend, threads=self._options.threads)
         for block, layers in enumerate(blocks):
-            self._say(f"what zeros cost in block {block + 1} of {len(blocks)}")
+            self._say(f"what {target.spent} cost in block {block + 1} of {len(blocks)}")
             felt = source.sensitivity(block)
             for info in layers:
                 weight, gram = source.weight(info.name), felt.gram[info.input]
-                cost = prices(weight, gram, felt.rows[info.name], sparsity=spec.sparsity, engine=engine)
-                cost = cost if self._options.allocate == "row" else cost.pooled()
-                found[info.name] = cost.cautious(spec.sparsity)
-        budgets = allocate(found, spec.sparsity)
+                found[info.name] = target.price(weight, gram, felt.rows[info.name], engine=engine)
+        budgets = target.settle(found)
         write_json(path, budgets)
         self._spend("allocation", started)
         return budgets
@@ -273,7 +274,9 @@ class _Run:
         self, weight: NDArray[np.float32], gram: Gram, info: LinearInfo, *, spec: CompressSpec
     ) -> tuple[CompressedLayer, dict[str, Any]]:
         started = time.perf_counter()
-        kept = self._budgets.get(info.name)
+        budget = self._budgets.get(info.name)
+        kept = None if isinstance(budget, int) else budget
+        spec = replace(spec, bits=budget) if isinstance(budget, int) else spec
         layer, record, result = compress_linear(
             weight, gram, info, spec=spec, options=self._options, kept=kept
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .allocate import ALLOCATIONS, require_reachable
+from .allocate import ALLOCATIONS, WIDTHS, require_reachable
 from .artifacts import LinearInfo
 from .constraints import RowSparse, Sparse
 from .errors import UsageError
@@ -29,7 +29,8 @@ class CompressOptions:
         calibration: what was asked for: source, samples, seq_len, seed, order (plain JSON values).
         backend, threads: of the solvers.
         max_memory_bytes: refuse a run whose estimated peak is larger.
-        allocate: "uniform", or a budget for every "layer" or "row" under the global sparsity (`awp_edge/allocate.py`).
+        allocate: "uniform", or budgets for every "layer" or "row" under the global sparsity, or for every "layer"
+            under the global width where no zeros are asked for (`awp_edge/allocate.py`).
         certificate: record what the theory says about every layer (`awp_edge/certificate.py`).
         resume: continue OUT.partial.
     """
@@ -83,11 +84,21 @@ def fit_spec(options: CompressOptions, layers: Sequence[LinearInfo]) -> Compress
 def _check_allocation(allocate: str, spec: CompressSpec) -> None:
     if allocate not in ALLOCATIONS:
         raise UsageError(f"--allocate is {', '.join(ALLOCATIONS)}, not {allocate!r}")
-    if spec.kind not in ("pruning", "joint") or spec.pattern != "row":
+    if spec.kind == "low rank" or spec.pattern != "row" or (not spec.sparsity and spec.bits is None):
         raise UsageError(
-            f"--allocate {allocate} moves zeros between rows: give --sparsity, and no --pattern or --rank"
+            f"--allocate {allocate} moves zeros or bits to where they cost least: give --sparsity or --bits, "
+            "and no --pattern or --rank"
         )
-    require_reachable(spec.sparsity)
+    if spec.sparsity:
+        require_reachable(spec.sparsity)
+    elif allocate == "row":
+        raise UsageError(
+            "--allocate row is for zeros: the codes of a matrix have one width, take --allocate layer"
+        )
+    elif spec.bits in (WIDTHS[0], WIDTHS[-1]):
+        raise UsageError(
+            f"--allocate layer has nothing to choose at --bits {spec.bits}: widths are 2, 3, 4 and 8"
+        )
 
 
 def _auto_group_size(layers: Sequence[LinearInfo]) -> int:

@@ -37,6 +37,8 @@ ROWS: dict[str, tuple[list[str], tuple[float, float | None] | None]] = {
     ),
     "awp-plus INT4 g64": (["--method", "awp-plus", "--bits", "4", "--group-size", "64"], None),
     "awp-plus INT3 g64": (["--method", "awp-plus", "--bits", "3", "--group-size", "64"], None),
+    "awp-plus INT4 g64 by layer": (["--bits", "4", "--group-size", "64", "--allocate", "layer"], None),
+    "awp-plus INT3 g64 by layer": (["--bits", "3", "--group-size", "64", "--allocate", "layer"], None),
     "rtn INT3 g64": (["--method", "rtn", "--bits", "3", "--group-size", "64"], None),
     "rtn INT4 g64": (["--method", "rtn", "--bits", "4", "--group-size", "64"], (25.36, 0.00951)),
 }

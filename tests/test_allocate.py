@@ -1,5 +1,6 @@
 """Budgets under a global sparsity: the least predicted loss, the sparsity asked for, and real models that keep it."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awp_edge import CompressSpec, compress_layer
-from awp_edge.allocate import Prices, allocate, levels, prices
+from awp_edge.allocate import WIDTHS, Prices, Target, allocate, allocate_bits, bit_prices, levels, prices
 from awp_edge.backend import resolve
 from awp_edge.errors import UsageError
 
@@ -29,7 +30,7 @@ def loss(found: Prices, counts: tuple[int, ...]) -> float:
 
 
 def zeros(matrices: dict[str, Prices], budgets: dict[str, tuple[int, ...]]) -> int:
-    return sum(matrices[name].d_in * len(counts) - sum(counts) for name, counts in budgets.items())
+    return sum(matrices[name].whole * len(counts) - sum(counts) for name, counts in budgets.items())
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.2, 0.8))
@@ -41,7 +42,7 @@ def test_the_budgets_reach_the_sparsity_with_the_least_predicted_loss(seed, spar
         "c": random_prices(rng, 1, 192, rows=4),
     }
     budgets = allocate(matrices, sparsity)
-    total = sum(found.d_in * found.rows * len(found.steps) for found in matrices.values())
+    total = sum(found.whole * found.rows * len(found.steps) for found in matrices.values())
     largest = max(int(found.sizes().max()) for found in matrices.values())
     assert -1e-6 * total <= zeros(matrices, budgets) - sparsity * total <= largest
     # Weak duality: at the price of the dearest step taken no allocation costs less, removed weights paid back.
@@ -105,6 +106,51 @@ def test_rows_that_the_loss_minds_keep_more():
     assert pooled == 48
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from([3, 4]))
+def test_bits_go_where_they_save_most(seed, bits):
+    rng = np.random.default_rng(seed)
+    sizes, energies = rng.integers(1, 100, 4) * 64, 10 ** rng.normal(size=4)
+    widths = np.array(WIDTHS)
+    losses = energies[:, None] / (2.0**widths - 1) ** 2
+    matrices = {
+        str(i): Prices(
+            8, widths, (np.diff(losses[i]) / -np.diff(widths) / size)[None].astype(np.float32), int(size)
+        )
+        for i, size in enumerate(sizes)
+    }
+    chosen = allocate_bits(matrices, bits)
+    spent = sum(chosen[str(i)] * size for i, size in enumerate(sizes))
+    assert bits * sizes.sum() - 4 * sizes.max() < spent <= bits * sizes.sum()
+
+    def loss(widths_of: tuple[int, ...]) -> float:
+        return sum(losses[i][WIDTHS.index(width)] for i, width in enumerate(widths_of))
+
+    found = loss(tuple(chosen.values()))
+    for others in itertools.product(WIDTHS, repeat=4):
+        if np.dot(others, sizes) <= spent:
+            assert found <= loss(others) * (1 + 1e-5)
+
+
+def test_a_bit_costs_what_rounding_pays():
+    weight, gram = layer()
+    rows = np.linspace(0.5, 4, 24).astype(np.float32)
+    found = bit_prices(weight, gram, rows, group_size=32, engine=resolve("numpy"))
+    assert (np.diff(found.steps[0]) > 0).all() and found.rows == weight.size
+    paid = []
+    for bits in WIDTHS:
+        theta = compress_layer(weight, gram, CompressSpec(bits=bits, group_size=32), backend="numpy").theta
+        paid.append(float(rows @ np.einsum("ij,ij->i", (weight - theta) @ gram, weight - theta)) / 2)
+    predicted = np.cumsum(found.steps[0] * found.sizes()[0])
+    shares = np.subtract(paid[1:], paid[0]) / predicted
+    assert (shares < 1.5).all() and (shares > 0.4).all()
+    assert np.ptp(np.log(shares)) < np.log(1.5)
+
+
+def test_a_target_spends_zeros_before_bits():
+    assert Target("row", 0.5, 4, 64).spent == "zeros"
+    assert Target("layer", 0.0, 3, 64).spent == "bits"
+
+
 @pytest.mark.parametrize("backend", ["numpy", "native"])
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "alps", "awp", "awp-plus"])
 @pytest.mark.parametrize("bits", [None, 4])
@@ -129,6 +175,27 @@ def test_bad_requests_are_named():
     weight, gram = layer()
     with pytest.raises(ValueError, match="k is given for 3 rows, the matrix has 24"):
         compress_layer(weight, gram, CompressSpec(sparsity=0.5), kept=(1, 2, 3))
+
+
+def test_a_compressed_model_keeps_the_mean_width_and_runs_on_the_edge(tmp_path: Path):
+    tiny_models = pytest.importorskip("tiny_models")
+    pytest.importorskip("onnxruntime_genai")
+    from command_line import awp_edge
+
+    from awp_edge.artifacts import CompressedModel
+
+    model, text = tiny_models.build("llama", tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    asked = ["--bits", "4", "--group-size", "32", "--allocate", "layer", "--samples", "4", "--seq-len", "64"]
+    awp_edge("compress", model, tmp_path / "out", *asked, "--calibration", text)
+    compressed = CompressedModel(tmp_path / "out")
+    layers = [compressed.layer(name) for name in compressed.tensors]
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    widths = {layer.bits for layer in layers}
+    assert len(widths) > 1 and widths <= set(WIDTHS)
+    assert all(layer.encoding.codes.max() < 2**layer.bits for layer in layers)
+    assert 3 < sum(layer.bits * layer.shape[0] * layer.shape[1] for layer in layers) / weights <= 4
+    awp_edge("export", tmp_path / "out", tmp_path / "edge")  # compares the logits with the compressed model's
 
 
 def test_a_compressed_model_keeps_the_global_sparsity(tmp_path: Path):

@@ -112,7 +112,8 @@ class SpecChoice(Options):
         str,
         typer.Option(
             metavar="uniform|layer|row",
-            help="Spend the zeros evenly, or where the loss minds them least: per matrix, or (better) per row.",
+            help="Spend the zeros evenly, or where the loss minds them least: per matrix, or (better) per row; "
+            "without zeros, the bits per matrix.",
         ),
     ] = "uniform"
     effort: Annotated[str, typer.Option(metavar="|".join(EFFORTS), help="Time against quality.")] = "default"
