@@ -33,7 +33,7 @@ from awp_edge.export.passes.common import array_of
 from awp_edge.export.runtime import EdgeModel
 from awp_edge.export.sparse_packing import SparseLinear
 from awp_edge.export.variants import weight_nodes, write_variant
-from common import RESULTS, write
+from common import RESULTS, machine, write
 from onnx import TensorProto, helper
 
 SHAPES = ((576, 1536), (1536, 576), (4096, 4096), (4096, 11008))
@@ -223,10 +223,11 @@ def block_bytes(folder: Path) -> int:
 
 
 def saved(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the results file holds with some of it replaced, where it was measured with the same settings."""
-    path = RESULTS / "sparse.json"
-    earlier = json.loads(path.read_text())["results"] if path.is_file() else {}
-    return {**earlier, **results}
+    """Return what the results file holds with some of it replaced; nothing of it that another machine measured."""
+    path, processor = RESULTS / "sparse.json", machine()["processor"]
+    earlier = json.loads(path.read_text()) if path.is_file() else {"machine": {}, "results": {}}
+    same = earlier["machine"].get("processor") == processor
+    return {**(earlier["results"] if same else {}), **results}
 
 
 def main() -> None:
