@@ -3,8 +3,9 @@
 Zeroing a weight whose row is then refitted costs the loss about g_i^2 v_j w_ij^2 / 2: the OBS price v w^2 / 2 of the
 layer objective (`solvers/scaling.py`), times the mean square g_i^2 of the loss gradient at the row's output. Weights
 leave a row in the order of their prices, so a row's price only rises with its sparsity, and spending a global budget is
-a sort. Taking bits from a matrix is the same: rounding with step s costs about g_i^2 v_j s_ij^2 / 24 a weight, and
-every bit less costs more than the one before.
+a sort. With K/64 patterns the budget of a matrix is its K, and the cheapest weights of every block leave. Taking bits
+from a matrix is the same: rounding with step s costs about g_i^2 v_j s_ij^2 / 24 a weight, and every bit less costs
+more than the one before.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ ALLOCATIONS = ("uniform", "layer", "row")
 LEAST, MOST = 0.15, 0.85
 #: Budgets move in steps of this share of d_in.
 STEPS = 32
+#: What a matrix may keep of every 64 inputs.
+BLOCK, KEPT = 64, tuple(range(52, 8, -4))
 #: Widths of a code, the widest first.
 WIDTHS = (8, 4, 3, 2)
 #: What range search and descent leave of the error of rounding to the full range at those widths: medians over 15
@@ -36,18 +39,18 @@ LEFT = (1.0, 0.82, 0.75, 0.54)
 TRUST = 0.75
 
 Counts = tuple[int, ...]
-#: The nonzeros of every row of a matrix, or the bits of its codes.
-Budget = Counts | int
+#: The nonzeros of every row of a matrix, its pattern, or the bits of its codes.
+Budget = Counts | str | int
 
 
 @dataclass(frozen=True)
 class Prices:
     """Hold what the sparsity or the width of one matrix costs, step by step.
 
-    whole: weights of a row, or bits of the widest code.  kept: nonzeros of a row (bits of a code) at every level,
+    whole: weights of a row (of a block), or bits of the widest code.  kept: how many of them stay at every level,
     falling, (levels,).
     steps: predicted loss per weight (bit) removed between one level and the next, rising, (budgets, levels - 1).
-    rows: rows (codes) that share a budget.
+    rows: rows (blocks, codes) that share a budget.
     """
 
     whole: int
@@ -77,11 +80,13 @@ class Prices:
 class Target:
     """Say what all matrices together may keep: zeros are spent if any are asked for, bits otherwise.
 
-    by: "layer" or "row".  sparsity: of all weights.  bits: on average over all codes.  group_size: inputs to a scale.
+    by: "layer" or "row".  sparsity: of all weights.  blocks: zeros come in K/64 patterns.  bits: on average over all
+    codes.  group_size: inputs to a scale.
     """
 
     by: str
     sparsity: float
+    blocks: bool
     bits: int | None
     group_size: int
 
@@ -95,17 +100,21 @@ class Target:
         if self.spent == "bits" and self.bits is not None:
             found = bit_prices(weight, gram, rows, group_size=self.group_size, engine=engine)
             return found.cautious(1 - self.bits / found.whole)
-        found = prices(weight, gram, rows, sparsity=self.sparsity, engine=engine)
+        found = prices(weight, gram, rows, sparsity=self.sparsity, blocks=self.blocks, engine=engine)
         return (found if self.by == "row" else found.pooled()).cautious(self.sparsity)
 
     def settle(self, matrices: Mapping[str, Prices]) -> Mapping[str, Budget]:
         """Return the budget of every matrix by name."""
         if self.spent == "bits" and self.bits is not None:
             return allocate_bits(matrices, self.bits)
-        return allocate(matrices, self.sparsity)
+        return (
+            allocate_patterns(matrices, self.sparsity) if self.blocks else allocate(matrices, self.sparsity)
+        )
 
 
-def prices(weight: Array, gram: Array, rows: Array, *, sparsity: float, engine: Backend) -> Prices:
+def prices(
+    weight: Array, gram: Array, rows: Array, *, sparsity: float, blocks: bool = False, engine: Backend
+) -> Prices:
     """Return the prices of one matrix.
 
     Args:
@@ -113,16 +122,18 @@ def prices(weight: Array, gram: Array, rows: Array, *, sparsity: float, engine: 
         gram: C of the dense model, (d_in, d_in).
         rows: mean square of the loss gradient at every output, (d_out,).
         sparsity: the one around which prices are taken.
+        blocks: weights leave interleaved blocks of 64 inputs, the cheapest of each, instead of whole rows.
 
     Cost: one inversion and a sort of every row.
     """
-    d = weight.shape[1]
-    kept = levels(d)
+    n, d = weight.shape
+    whole, kept = (BLOCK, np.array(KEPT)) if blocks else (d, levels(d))
     variance = conditional_variance(gram, sparsity, engine=engine)
-    scores = np.sort((weight * weight * variance).astype(np.float64) / 2, axis=1)
-    removed = np.concatenate([np.zeros((len(weight), 1)), np.cumsum(scores, axis=1)], axis=1)
-    steps = rows[:, None] * np.diff(removed[:, d - kept], axis=1) / -np.diff(kept)
-    return Prices(d, kept, np.maximum.accumulate(steps, axis=1).astype(np.float32))
+    scores = (weight * weight * variance).astype(np.float64) / 2
+    leaving = np.sort(scores.reshape(n, whole, -1), axis=1).mean(axis=2)
+    removed = np.concatenate([np.zeros((n, 1)), np.cumsum(leaving, axis=1)], axis=1)
+    steps = rows[:, None] * np.diff(removed[:, whole - kept], axis=1) / -np.diff(kept)
+    return Prices(whole, kept, np.maximum.accumulate(steps, axis=1).astype(np.float32), d // whole)
 
 
 def bit_prices(weight: Array, gram: Array, rows: Array, *, group_size: int, engine: Backend) -> Prices:
@@ -168,6 +179,13 @@ def allocate(matrices: Mapping[str, Prices], sparsity: float) -> dict[str, Count
     require_reachable(sparsity)
     chosen = _cheapest(matrices, sparsity)
     return {name: tuple(np.repeat(chosen[name], found.rows).tolist()) for name, found in matrices.items()}
+
+
+def allocate_patterns(matrices: Mapping[str, Prices], sparsity: float) -> dict[str, str]:
+    """Return the K/64 of every matrix under a global sparsity; arguments and errors as for `allocate`."""
+    require_reachable(sparsity)
+    chosen = _cheapest(matrices, sparsity)
+    return {name: f"{int(chosen[name][0])}/{BLOCK}" for name in matrices}
 
 
 def allocate_bits(matrices: Mapping[str, Prices], bits: int) -> dict[str, int]:

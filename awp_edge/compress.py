@@ -226,10 +226,9 @@ class _Run:
             return {}
         path, started, found = self._workspace.state_folder / BUDGETS_FILE, time.perf_counter(), {}
         if path.is_file():
-            return {
-                name: kept if isinstance(kept, int) else tuple(kept) for name, kept in read_json(path).items()
-            }
-        target = Target(self._options.allocate, spec.sparsity, spec.bits, spec.group_size)
+            stored = read_json(path).items()
+            return {name: tuple(budget) if isinstance(budget, list) else budget for name, budget in stored}
+        target = Target(self._options.allocate, spec.pruned, "/" in spec.pattern, spec.bits, spec.group_size)
         engine = resolve(self._options.backend, threads=self._options.threads)
         for block, layers in enumerate(blocks):
             self._say(f"what {target.spent} cost in block {block + 1} of {len(blocks)}")
@@ -275,8 +274,11 @@ class _Run:
     ) -> tuple[CompressedLayer, dict[str, Any]]:
         started = time.perf_counter()
         budget = self._budgets.get(info.name)
-        kept = None if isinstance(budget, int) else budget
-        spec = replace(spec, bits=budget) if isinstance(budget, int) else spec
+        kept = budget if isinstance(budget, tuple) else None
+        if isinstance(budget, str):
+            spec = replace(spec, pattern=budget, sparsity=0.0)
+        elif isinstance(budget, int):
+            spec = replace(spec, bits=budget)
         layer, record, result = compress_linear(
             weight, gram, info, spec=spec, options=self._options, kept=kept
         )
@@ -377,6 +379,6 @@ def compress_linear(
     record = {
         "name": info.name, "shape": list(layer.shape), "relative_error": ratio(result.objective, zero_objective),
         "iterations": result.n_iter, "converged": bool(result.converged), "reason": result.reason,
-        "sparsity": layer.sparsity(), "bits_per_weight": layer.bits_per_weight(),
+        "pattern": spec.pattern, "sparsity": layer.sparsity(), "bits_per_weight": layer.bits_per_weight(),
     }  # fmt: skip
     return layer, record, result

@@ -30,7 +30,7 @@ class CompressOptions:
         backend, threads: of the solvers.
         max_memory_bytes: refuse a run whose estimated peak is larger.
         allocate: "uniform", or budgets for every "layer" or "row" under the global sparsity, or for every "layer"
-            under the global width where no zeros are asked for (`awp_edge/allocate.py`).
+            under the global pattern, or width where no zeros are asked for (`awp_edge/allocate.py`).
         certificate: record what the theory says about every layer (`awp_edge/certificate.py`).
         resume: continue OUT.partial.
     """
@@ -84,17 +84,17 @@ def fit_spec(options: CompressOptions, layers: Sequence[LinearInfo]) -> Compress
 def _check_allocation(allocate: str, spec: CompressSpec) -> None:
     if allocate not in ALLOCATIONS:
         raise UsageError(f"--allocate is {', '.join(ALLOCATIONS)}, not {allocate!r}")
-    if spec.kind == "low rank" or spec.pattern != "row" or (not spec.sparsity and spec.bits is None):
+    if spec.kind == "low rank" or ":" in spec.pattern or (not spec.pruned and spec.bits is None):
         raise UsageError(
-            f"--allocate {allocate} moves zeros or bits to where they cost least: give --sparsity or --bits, "
-            "and no --pattern or --rank"
+            f"--allocate {allocate} moves zeros or bits to where they cost least: give --sparsity, --pattern K/64 or "
+            "--bits, and no N:M or --rank"
         )
-    if spec.sparsity:
-        require_reachable(spec.sparsity)
-    elif allocate == "row":
+    if allocate == "row" and (spec.pattern != "row" or not spec.sparsity):
         raise UsageError(
-            "--allocate row is for zeros: the codes of a matrix have one width, take --allocate layer"
+            "--allocate row is for --sparsity: a pattern or a width is one for a matrix, take --allocate layer"
         )
+    if spec.pruned:
+        require_reachable(spec.pruned)
     elif spec.bits in (WIDTHS[0], WIDTHS[-1]):
         raise UsageError(
             f"--allocate layer has nothing to choose at --bits {spec.bits}: widths are 2, 3, 4 and 8"

@@ -88,7 +88,7 @@ def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
     layers = [layer for block in blocks for layer in block]
     spec = fit_spec(options, layers)
     bits = {layer.name: _export_bits(layer.shape, spec) for layer in layers}
-    settled = options.allocate == "uniform" or not spec.sparsity
+    settled = options.allocate == "uniform" or spec.kind == "quantization"
     kept = partial(_kept, spec=spec) if settled else lambda shape: None
     planned = tuple(
         PlannedLayer(layer.name, i, layer.shape, kept(layer.shape), bits[layer.name] / math.prod(layer.shape))
@@ -297,7 +297,7 @@ def _warnings(folder: ModelFolder, options: CompressOptions, spec: CompressSpec)
         notes.append("zeros in a dense export bring neither size nor speed; add --bits 4")
     if spec.bits == 3:
         notes.append("3-bit codes are stored in 4 bits: the operator has no 3-bit form")
-    if options.allocate != "uniform" and not spec.sparsity:
+    if options.allocate != "uniform" and spec.kind == "quantization":
         notes.append(f"the run chooses every layer's width; bytes are those of {spec.bits} bits everywhere")
     if options.calibration.get("source", "self") == "self":
         notes.append("self calibration writes its own text first; its time is not part of the estimate")

@@ -67,6 +67,14 @@ class CompressSpec:
         return "joint" if sparse else "quantization"
 
     @property
+    def pruned(self) -> float:
+        """Return the share of weights that the support leaves out."""
+        if self.pattern == "row":
+            return self.sparsity
+        first, _, second = _parse_pattern(self.pattern)
+        return 1 - first / second
+
+    @property
     def interleaved(self) -> bool:
         """Return whether scales belong to groups of whole K/64 blocks instead of consecutive inputs."""
         return self.bits is not None and "/" in self.pattern
@@ -115,10 +123,9 @@ class CompressSpec:
             raise UsageError(
                 f"pattern {self.pattern!r} must be N:M with 0 < N <= M, or K/64 with 0 < K <= 64"
             )
-        implied = 1 - first / second
-        if self.sparsity and abs(self.sparsity - implied) > 1e-9:
+        if self.sparsity and abs(self.sparsity - self.pruned) > 1e-9:
             raise UsageError(
-                f"pattern {self.pattern} implies sparsity {implied:g}: drop --sparsity {self.sparsity:g}"
+                f"pattern {self.pattern} implies sparsity {self.pruned:g}: drop --sparsity {self.sparsity:g}"
             )
 
     def _check_values(self) -> None:

@@ -35,6 +35,11 @@ ROWS: dict[str, tuple[list[str], tuple[float, float | None] | None]] = {
         ["--sparsity", "0.5", "--bits", "4", "--group-size", "64", "--allocate", "row"],
         None,
     ),
+    "awp-plus 32/64 + INT4 g64": (["--pattern", "32/64", "--bits", "4", "--group-size", "64"], None),
+    "awp-plus 32/64 + INT4 g64 by layer": (
+        ["--pattern", "32/64", "--bits", "4", "--group-size", "64", "--allocate", "layer"],
+        None,
+    ),
     "awp-plus INT4 g64": (["--method", "awp-plus", "--bits", "4", "--group-size", "64"], None),
     "awp-plus INT3 g64": (["--method", "awp-plus", "--bits", "3", "--group-size", "64"], None),
     "awp-plus INT4 g64 by layer": (["--bits", "4", "--group-size", "64", "--allocate", "layer"], None),

@@ -152,7 +152,7 @@ class Source:
                 check_block_size(name, self.shape(name)[1], group)
 
     def fusible(self) -> bool:
-        """Return whether linears that share an input are all of one kind and width, so that they may be one matrix."""
+        """Return whether linears that share an input are alike in kind, width and pattern: they may be one matrix."""
         parents = {name.rpartition(".")[0] for name in self.layers}
         left_out = any(
             name.endswith(".weight")
@@ -161,5 +161,6 @@ class Source:
             for name in self.rest_names()
         )
         factored = any("left" in self._model.parts(name) for name in self.layers)
+        patterns = {layer.get("pattern") for layer in self._model.manifest["layers"]}
         kinds = {(self.group_size(name), self._model.bits(name)) for name in self.layers}
-        return not left_out and not factored and len(kinds) <= 1
+        return not left_out and not factored and len(kinds) <= 1 and len(patterns) <= 1

@@ -146,9 +146,31 @@ def test_a_bit_costs_what_rounding_pays():
     assert np.ptp(np.log(shares)) < np.log(1.5)
 
 
+def test_blocks_lose_their_cheapest_weights():
+    weight, gram = layer(shape=(24, 128))
+    rows = np.linspace(0.5, 4, 24).astype(np.float32)
+    target = Target("layer", 0.5, True, None, 64)
+    found = prices(weight, gram, rows, sparsity=0.5, blocks=True, engine=resolve("numpy")).pooled()
+    assert (np.diff(found.steps) >= 0).all() and found.rows == weight.size // 64
+    first = compress_layer(weight, gram, CompressSpec(pattern="52/64"), backend="numpy").objective
+    for k in (44, 32, 20):
+        paid = (
+            compress_layer(weight, gram, CompressSpec(pattern=f"{k}/64"), backend="numpy").objective - first
+        )
+        reached = np.searchsorted(-found.kept, -k)
+        uniform = prices(weight, gram, np.ones_like(rows), sparsity=0.5, blocks=True, engine=resolve("numpy"))
+        predicted = np.cumsum(uniform.pooled().steps[0] * uniform.pooled().sizes()[0])[reached - 1]
+        assert 0.5 < paid / predicted < 1.6
+    dear = target.price(weight, gram, 10 * rows, engine=resolve("numpy"))
+    cheap = target.price(weight, gram, rows / 10, engine=resolve("numpy"))
+    budgets = target.settle({"dear": dear, "cheap": cheap})
+    kept = {name: int(str(budget).removesuffix("/64")) for name, budget in budgets.items()}
+    assert kept["dear"] > 32 > kept["cheap"] and abs(sum(kept.values()) - 64) <= 4
+
+
 def test_a_target_spends_zeros_before_bits():
-    assert Target("row", 0.5, 4, 64).spent == "zeros"
-    assert Target("layer", 0.0, 3, 64).spent == "bits"
+    assert Target("row", 0.5, False, 4, 64).spent == "zeros"
+    assert Target("layer", 0.0, False, 3, 64).spent == "bits"
 
 
 @pytest.mark.parametrize("backend", ["numpy", "native"])
@@ -175,6 +197,31 @@ def test_bad_requests_are_named():
     weight, gram = layer()
     with pytest.raises(ValueError, match="k is given for 3 rows, the matrix has 24"):
         compress_layer(weight, gram, CompressSpec(sparsity=0.5), kept=(1, 2, 3))
+
+
+def test_patterns_of_different_k_run_on_the_edge(tmp_path: Path):
+    tiny_models = pytest.importorskip("tiny_models")
+    pytest.importorskip("onnxruntime_genai")
+    from command_line import awp_edge
+
+    from awp_edge.artifacts import CompressedModel
+
+    model, text = tiny_models.build("llama", tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    asked = ["--pattern", "32/64", "--bits", 4, "--group-size", 64, "--allocate", "layer"]
+    awp_edge(
+        "compress", model, tmp_path / "out", *asked, "--calibration", text, "--samples", 4, "--seq-len", 64
+    )
+    compressed = CompressedModel(tmp_path / "out")
+    masks = [compressed.layer(name).encoding.mask for name in compressed.tensors]
+    assert len({layer["pattern"] for layer in compressed.manifest["layers"]}) > 1
+    for layer, mask in zip(compressed.manifest["layers"], masks, strict=True):
+        blocks = mask.reshape(len(mask), 64, -1).sum(axis=1)
+        assert blocks.max() == int(layer["pattern"].removesuffix("/64")), "a grid may round a few to zero"
+    assert sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks) == pytest.approx(
+        0.5, abs=0.05
+    )
+    awp_edge("export", tmp_path / "out", tmp_path / "edge", "--weights", "sparse")
 
 
 def test_a_compressed_model_keeps_the_mean_width_and_runs_on_the_edge(tmp_path: Path):
@@ -204,18 +251,7 @@ def test_a_compressed_model_keeps_the_global_sparsity(tmp_path: Path):
 
     model, text = tiny_models.build("llama", tmp_path / "model"), tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
-    common = [
-        "compress",
-        model,
-        "--sparsity",
-        "0.5",
-        "--calibration",
-        text,
-        "--samples",
-        "4",
-        "--seq-len",
-        "64",
-    ]
+    common = ["compress", model, "--sparsity", 0.5, "--calibration", text, "--samples", 4, "--seq-len", 64]
     for allocation in ("uniform", "layer", "row"):
         awp_edge(*common, tmp_path / allocation, "--allocate", allocation, "--token-weights", "loss")
     from awp_edge.artifacts import CompressedModel
