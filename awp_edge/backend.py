@@ -62,7 +62,16 @@ class Backend(Protocol):
     ) -> tuple[Array, NDArray[np.float64]]:
         """Minimise f inside the mask; return Theta and f of every row."""
 
-    def swap(self, problem: Problem, mask: Mask, theta: Array, *, labels: Columns, candidates: int) -> Array:
+    def swap(
+        self,
+        problem: Problem,
+        mask: Mask,
+        theta: Array,
+        *,
+        labels: Columns,
+        candidates: int,
+        least: NDArray[np.float64],
+    ) -> Array:
         """Return Theta after exact 1-swaps among each row's likeliest candidates."""
 
     def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
@@ -132,9 +141,18 @@ class NumpyBackend:
         """Minimise f inside the mask by conjugate gradients."""
         return refit(problem, mask, start, steps=steps, engine=self)
 
-    def swap(self, problem: Problem, mask: Mask, theta: Array, *, labels: Columns, candidates: int) -> Array:
+    def swap(
+        self,
+        problem: Problem,
+        mask: Mask,
+        theta: Array,
+        *,
+        labels: Columns,
+        candidates: int,
+        least: NDArray[np.float64],
+    ) -> Array:
         """Return Theta after exact 1-swaps among each row's likeliest candidates."""
-        return swap(problem, mask, theta, labels=labels, candidates=candidates, engine=self)
+        return swap(problem, mask, theta, labels=labels, candidates=candidates, least=least, engine=self)
 
     def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
         """Return each group's candidate with the least weighted rounding error."""
@@ -216,9 +234,20 @@ class NativeBackend:
         """Minimise f inside the mask by conjugate gradients."""
         return native.refit(problem, mask, start, steps=steps, threads=self.threads)
 
-    def swap(self, problem: Problem, mask: Mask, theta: Array, *, labels: Columns, candidates: int) -> Array:
+    def swap(
+        self,
+        problem: Problem,
+        mask: Mask,
+        theta: Array,
+        *,
+        labels: Columns,
+        candidates: int,
+        least: NDArray[np.float64],
+    ) -> Array:
         """Return Theta after exact 1-swaps among each row's likeliest candidates."""
-        return native.swap(problem, mask, theta, labels=labels, candidates=candidates, threads=self.threads)
+        return native.swap(
+            problem, mask, theta, labels=labels, candidates=candidates, least=least, threads=self.threads
+        )
 
     def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
         """Return each group's candidate with the least weighted rounding error."""

@@ -183,6 +183,7 @@ def swap(
     *,
     labels: Columns,
     candidates: int,
+    least: NDArray[np.float64],
     threads: int | None = None,
 ) -> Array:
     """Return Theta after exact 1-swaps among each row's likeliest candidates; Ctrl-C stops it."""
@@ -193,6 +194,7 @@ def swap(
         gradient,
         np.ascontiguousarray(mask),
         np.ascontiguousarray(labels, dtype=np.int64)[None],
+        np.ascontiguousarray(least, dtype=np.float64)[None],
         out,
         candidates=candidates,
         threads=thread_count(threads),

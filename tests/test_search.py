@@ -187,7 +187,9 @@ def test_swaps_never_raise_f_and_stay_in_the_support(gram: str) -> None:
         assert labels is not None
         mask = support.select(np.square(problem.weight) * problem.gram.diagonal())
         theta, before = refit(problem, mask, problem.weight * mask, steps=60, engine=NUMPY)
-        found = swap(problem, mask, theta, labels=labels, candidates=8, engine=NUMPY)
+        found = swap(
+            problem, mask, theta, labels=labels, candidates=8, least=np.zeros(len(mask)), engine=NUMPY
+        )
         size = problem.objective(np.zeros(problem.shape))
         assert Sparse(support).contains(found)
         assert problem.objective(found) <= before.sum() + 1e-5 * size
@@ -199,8 +201,20 @@ def test_candidates_are_pairs_that_may_be_swapped() -> None:
     mask = np.array([[True, True, False, False, True, True, False, False]])
     problem, labels = Problem(weight, np.eye(8)), swap_labels(NM(2, 4), 8)
     for engine in (NUMPY, NativeBackend()) if native.available() else (NUMPY,):
-        found = engine.swap(problem, mask, weight * mask, labels=labels, candidates=1)
+        found = engine.swap(problem, mask, weight * mask, labels=labels, candidates=1, least=np.zeros(1))
         assert np.allclose(found, [[1, 9, 0, 0, 8, 0, 4, 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", [NUMPY, *([NativeBackend()] if native.available() else [])])
+def test_rows_that_promise_too_little_stay(engine: NumpyBackend | NativeBackend) -> None:
+    """Rows 0 and 1 would both gain (16 - 1) / 2 by exchanging one weight; only row 0 is asked for no more than that."""
+    weight = np.array([[1.0, 4.0, 0.0], [1.0, 4.0, 0.0]])
+    mask = np.array([[True, False, False]] * 2)
+    found = engine.swap(
+        Problem(weight, np.eye(3)), mask, weight * mask,
+        labels=np.zeros(3, dtype=np.intp), candidates=1, least=np.array([7.5, 7.6]),
+    )  # fmt: skip
+    assert np.allclose(found, [[0, 4, 0], [1, 0, 0]], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -210,7 +224,7 @@ def test_swaps_agree(isa: str, name: str, dtype: str) -> None:
     mask = support.select(np.square(problem.weight) * problem.gram.diagonal())
     start = np.where(mask, problem.weight, problem.weight.dtype.type(0))
     theta, before = refit(problem, mask, start, steps=20, engine=NUMPY)
-    options = {"labels": swap_labels(support, 48), "candidates": 10}
+    options = {"labels": swap_labels(support, 48), "candidates": 10, "least": np.zeros(len(mask))}
     reference, *twins = (
         engine.swap(problem, mask, theta, **options)
         for engine in (NUMPY, *(NativeBackend(threads) for threads in (1, 2, 3)))

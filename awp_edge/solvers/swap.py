@@ -24,12 +24,20 @@ class Operations(Protocol):
 
 
 def swap(
-    problem: Problem, mask: Mask, theta: Array, *, labels: Columns, candidates: int, engine: Operations
+    problem: Problem,
+    mask: Mask,
+    theta: Array,
+    *,
+    labels: Columns,
+    candidates: int,
+    least: Float64,
+    engine: Operations,
 ) -> Array:
     """Return Theta after exact 1-swaps among each row's likeliest candidates, refitted on the new support.
 
     Among the inputs of a label, the i-th smallest kept weight and the absent one with the i-th largest gradient make a
-    pair; the `candidates` pairs of a row with the largest g^2 - theta^2 are its candidates. All other kept weights are
+    pair; the `candidates` pairs of a row with the largest g^2 - theta^2 are its candidates, and half of the sum of the
+    positive ones predicts what the row can gain. All other kept weights are
     eliminated, which leaves a quadratic in the candidates alone; there the swap with the largest gain is made until
     none is left. The result is exact: f falls by the gains.
 
@@ -39,22 +47,24 @@ def swap(
         theta: refitted on it.
         labels: of every input, (d_in,); only inputs with equal labels may be swapped.
         candidates: pairs at most.
+        least: f that a row must be predicted to gain, (d_out,); other rows stay as they are.
         engine: the backend.
 
-    Cost: a Cholesky factor of the size of the support for every row.
+    Cost: a Cholesky factor of the size of the support for every row that is not left out.
 
     Source: the gain is T11; exchange after pruning, Boza (2024) and SparseSwaps (2025), there without the refit.
     """
     gradient = engine.product(problem.weight - theta, problem.gram)
     out = theta.copy()
     for row in range(len(theta)):
-        chosen = _candidates((theta[row], gradient[row], mask[row]), labels, n=candidates)
-        if all(part.size for part in chosen):
+        *chosen, gain = _candidates((theta[row], gradient[row], mask[row]), labels, n=candidates)
+        if gain >= least[row] and all(part.size for part in chosen):
             _swap_row(problem.gram, gradient[row], out[row], chosen=(*chosen, mask[row]), labels=labels)
     return out
 
 
-def _candidates(row: tuple[Array, Array, Mask], labels: Columns, *, n: int) -> tuple[Columns, Columns]:
+def _candidates(row: tuple[Array, Array, Mask], labels: Columns, *, n: int) -> tuple[Columns, Columns, float]:
+    """Return what may leave, what may enter, and the gain that their sizes promise."""
     theta, gradient, mask = row
     inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
     leaving = inside[np.lexsort((np.abs(theta[inside]), labels[inside]))]
@@ -66,8 +76,9 @@ def _candidates(row: tuple[Array, Array, Mask], labels: Columns, *, n: int) -> t
         return_indices=True,
     )
     leaving, entering = leaving[first], entering[second]
-    order = np.argsort(theta[leaving] ** 2 - gradient[entering] ** 2, kind="stable")[:n]
-    return leaving[order], entering[order]
+    loss = theta[leaving] ** 2 - gradient[entering] ** 2
+    order = np.argsort(loss, kind="stable")[:n]
+    return leaving[order], entering[order], -float(np.minimum(loss[order], 0).sum(dtype=np.float64)) / 2
 
 
 def _places(labels: Columns, d_in: int) -> Columns:

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "awp/cholesky.hpp"
-#include "awp/inverse.hpp"
 #include "awp/parallel.hpp"
 
 namespace awp {
@@ -18,7 +17,11 @@ using Columns = std::vector<std::size_t>;
 
 constexpr double kTolerance = 1e-7;
 
-// A small dense symmetric problem 1/2 y A y - b y with a support, swapped greedily to a 1-swap optimum.
+// A small dense symmetric problem 1/2 y A y - b y with a support S, swapped greedily to a 1-swap optimum.
+//
+// The tableau is A swept on S (Goodnight 1979): with P = (A_SS)^-1 and N the rest it holds -P at (S, S), P A_SN and its
+// transpose at (S, N), A_NN - A_NS P A_SN at (N, N), and beside it t = P b_S and g = b_N - A_NS t. Moving an entry in or
+// out is one sweep.
 class SmallProblem {
  public:
   std::size_t n = 0;
@@ -29,86 +32,78 @@ class SmallProblem {
   void resize(std::size_t size) {
     n = size;
     a.resize(n * n);
-    for (auto* part : {&b, &y}) part->resize(n);
+    for (auto* part : {&b, &y, &pivot_, &precision_, &shift_, &loss_, &gain_}) part->resize(n);
     labels.resize(n);
     inside.resize(n);
   }
 
+  // Overwrites A and b by the tableau.
   void solve() {
-    for (std::size_t round = 0; round < 2 * n; ++round) {
-      split();
-      factor();
-      multiply();
-      const std::size_t best = best_pair();
-      if (best == kept_.size() * absent_.size()) break;
-      inside[kept_[best % kept_.size()]] = 0;
-      inside[absent_[best / kept_.size()]] = 1;
+    right_ = b;
+    for (std::size_t i = 0; i < n; ++i)
+      if (inside[i]) sweep(i, 1);
+    Pair best;
+    for (std::size_t round = 0; round < 2 * n && best_pair(&best); ++round) {
+      sweep(best.leaving, -1);
+      sweep(best.entering, 1);
+      inside[best.leaving] = 0;
+      inside[best.entering] = 1;
     }
-    std::fill(y.begin(), y.end(), 0.0);
-    for (std::size_t i = 0; i < kept_.size(); ++i) y[kept_[i]] = t_[i];
+    for (std::size_t i = 0; i < n; ++i) y[i] = inside[i] ? b[i] : 0;
   }
 
  private:
-  void split() {
-    kept_.clear();
-    absent_.clear();
-    for (std::size_t i = 0; i < n; ++i) (inside[i] ? kept_ : absent_).push_back(i);
-  }
+  struct Pair {
+    std::size_t entering = 0, leaving = 0;
+  };
 
-  // P = (A_SS)^-1.
-  void factor() {
-    const std::size_t k = kept_.size();
-    p_.resize(k * k);
-    for (std::size_t i = 0; i < k; ++i)
-      for (std::size_t j = 0; j < k; ++j) p_[i * k + j] = a[kept_[i] * n + kept_[j]];
-    invert<double>({p_.data(), k, k}, 1);
-  }
-
-  // t = P b_S, M = A_NS P, g = b_N - A_NS t and s = diag(A_NN - M A_SN).
-  void multiply() {
-    const std::size_t k = kept_.size(), m = absent_.size();
-    t_.assign(k, 0);
-    for (std::size_t i = 0; i < k; ++i)
-      for (std::size_t j = 0; j < k; ++j) t_[i] += p_[i * k + j] * b[kept_[j]];
-    m_.assign(m * k, 0);
-    g_.resize(m);
-    s_.resize(m);
-    for (std::size_t p = 0; p < m; ++p) {
-      double* row = &m_[p * k];
-      const double* cross = &a[absent_[p] * n];
-      g_[p] = b[absent_[p]];
-      for (std::size_t j = 0; j < k; ++j) {
-        const double c = cross[kept_[j]];
-        g_[p] -= c * t_[j];
+  // Moves k into the support (sign 1) or out of it (-1).
+  void sweep(std::size_t k, double sign) {
+    double* row = &a[k * n];
+    const double inverse = 1 / row[k], moved = b[k] * inverse;
+    std::copy(row, row + n, pivot_.begin());
+    for (std::size_t i = 0; i < n; ++i) {
+      if (i == k) continue;
+      const double share = pivot_[i] * inverse;
+      double* to = &a[i * n];
 #pragma omp simd
-        for (std::size_t i = 0; i < k; ++i) row[i] += c * p_[j * k + i];
-      }
-      s_[p] = cross[absent_[p]];
-      for (std::size_t j = 0; j < k; ++j) s_[p] -= row[j] * cross[kept_[j]];
+      for (std::size_t j = 0; j < n; ++j) to[j] -= share * pivot_[j];
+      to[k] = sign * share;
+      b[i] -= pivot_[i] * moved;
     }
+    for (std::size_t j = 0; j < n; ++j) row[j] = sign * pivot_[j] * inverse;
+    row[k] = -inverse;
+    b[k] = sign * moved;
   }
 
-  // The pair with the largest gain as p * |S| + u, the first of equals; the number of pairs where none gains enough.
-  std::size_t best_pair() const {
-    const std::size_t k = kept_.size(), pairs = k * absent_.size();
+  // The pair with the largest gain, the first of equals; false where none gains enough.
+  bool best_pair(Pair* best) {
     double energy = 0;
-    for (std::size_t i = 0; i < k; ++i) energy += t_[i] * b[kept_[i]];
-    double most = kTolerance * energy;
-    std::size_t best = pairs;
-    for (std::size_t pair = 0; pair < pairs; ++pair) {
-      const std::size_t p = pair / k, u = pair % k;
-      if (labels[absent_[p]] != labels[kept_[u]]) continue;
-      const double variance = p_[u * k + u], regression = m_[pair];
-      const double raised = g_[p] + regression * (t_[u] / variance);
-      const double gain = raised * raised / (2 * (s_[p] + regression * regression / variance)) -
-                          t_[u] * t_[u] / (2 * variance);
-      if (gain > most) most = gain, best = pair;
+    for (std::size_t u = 0; u < n; ++u) {
+      const double t = b[u], precision = inside[u] ? -1 / a[u * n + u] : 0;
+      energy += inside[u] ? t * right_[u] : 0;
+      precision_[u] = precision;
+      shift_[u] = t * precision;
+      loss_[u] = inside[u] ? t * t * precision / 2 : std::numeric_limits<double>::infinity();
     }
-    return best;
+    double most = kTolerance * energy;
+    bool found = false;
+    for (std::size_t p = 0; p < n; ++p) {
+      if (inside[p]) continue;
+      const double *row = &a[p * n], left = row[p], gradient = b[p];
+#pragma omp simd
+      for (std::size_t u = 0; u < n; ++u) {
+        const double raised = gradient + row[u] * shift_[u];
+        gain_[u] = raised * raised / (2 * (left + row[u] * row[u] * precision_[u])) - loss_[u];
+      }
+      for (std::size_t u = 0; u < n; ++u)
+        if (gain_[u] > most && labels[p] == labels[u]) most = gain_[u], *best = {p, u}, found = true;
+    }
+    return found;
   }
 
-  Columns kept_, absent_;
-  std::vector<double> p_, m_, t_, g_, s_;
+  std::vector<double> pivot_, right_;
+  std::vector<double> precision_, shift_, loss_, gain_;  // 1 / P_uu, t_u / P_uu, t_u^2 / (2 P_uu); gains of one p
 };
 
 // One thread's row: the fixed weights first, then the candidates, in one Cholesky factor.
@@ -116,7 +111,7 @@ template <class T> class RowSwap {
  public:
   void run(const SwapProblem<T>& problem, std::size_t row, T* theta, std::size_t candidates) {
     choose(problem, row, theta, candidates);
-    if (n_leaving_ == 0) return;
+    if (n_leaving_ == 0 || promised() < problem.least.data[row]) return;
     factor(problem.gram);
     forward(problem.gradient.row(row));
     reduce(problem, theta);
@@ -148,6 +143,13 @@ template <class T> class RowSwap {
     std::stable_sort(pairs_.begin(), pairs_.end(), [](const Pair& a, const Pair& b) { return a.loss < b.loss; });
     pairs_.resize(std::min(candidates, pairs_.size()));
     order(problem.mask.cols, mask);
+  }
+
+  // The gain that the candidates' sizes promise.
+  double promised() const {
+    double sum = 0;
+    for (const Pair& pair : pairs_) sum -= std::min(static_cast<double>(pair.loss), 0.0);
+    return sum / 2;
   }
 
   // The fixed columns in order, then those that may leave, then those that may enter.
@@ -200,6 +202,7 @@ template <class T> class RowSwap {
       for (std::size_t j = 0; j <= i; ++j) {
         const T* lj = corner(j);
         double sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (std::size_t c = 0; c <= j; ++c) sum += static_cast<double>(li[c]) * static_cast<double>(lj[c]);
         small_.a[i * q + j] = small_.a[j * q + i] = sum;
       }

@@ -59,7 +59,8 @@ template <class T> Ends<T> search(const Layer<T>& layer, std::size_t k, std::siz
         gradient[i * d + b] += (layer.weight[i * d + a] - ends.refitted[i * d + a]) * layer.gram[a * d + b];
   const std::vector<std::int64_t> labels(d);
   ends.swapped = ends.refitted;
-  swap<T>({{layer.gram.data(), d, d}, {gradient.data(), rows, d}, inside, {labels.data(), 1, d}},
+  const std::vector<double> least(rows);
+  swap<T>({{layer.gram.data(), d, d}, {gradient.data(), rows, d}, inside, {labels.data(), 1, d}, {least.data(), 1, rows}},
           {ends.swapped.data(), rows, d}, {5, threads, nullptr});
   return ends;
 }

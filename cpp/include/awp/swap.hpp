@@ -11,6 +11,7 @@ template <class T> struct SwapProblem {
   View<const T> gram, gradient;    // C (d, d) and (W - Theta) C (rows, d)
   View<const std::uint8_t> mask;   // the support
   View<const std::int64_t> labels; // (1, d): inputs with equal labels may be swapped
+  View<const double> least;        // (1, rows): f that a row must be predicted to gain, else it stays as it is
 };
 
 struct SwapOptions {
