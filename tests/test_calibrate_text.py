@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 import tiny_models  # noqa: E402
 
 from awp_edge.calibrate import CalibrationRequest, SavedStatistics, open_statistics  # noqa: E402
+from awp_edge.calibrate.openings import OPENINGS, TEXT_TOKENS, opened_windows  # noqa: E402
 from awp_edge.calibrate.runner import TorchModel  # noqa: E402
 from awp_edge.calibrate.sample import sample_windows  # noqa: E402
 from awp_edge.calibrate.text import token_windows  # noqa: E402
@@ -96,6 +97,21 @@ def test_self_text_follows_the_models_own_distribution(family, folders):
     # Sampled from the right conditionals, the mean surprise is the mean entropy, up to its standard error.
     assert abs(-chosen.mean() - entropy.mean()) < 5 * chosen.std() / chosen.numel() ** 0.5
     assert -chosen.mean() < 0.9 * np.log(tiny_models.VOCAB)
+
+
+def test_openings_are_given_and_the_rest_is_written(folders):
+    tokenizer = byte_tokenizer(folders)
+    given = opened_windows(tokenizer, samples=3, seq_len=TEXT_TOKENS + 120)
+    for row in range(3):
+        first = tokenizer.encode(OPENINGS[row], add_special_tokens=False)
+        second = tokenizer.encode(f"\n\n{OPENINGS[3 + row]}", add_special_tokens=False)[:30]
+        assert given[row, : len(first)].tolist() == first and given[row, len(first)] == -1
+        assert given[row, TEXT_TOKENS : TEXT_TOKENS + len(second)].tolist() == second
+    short = opened_windows(tokenizer, samples=40, seq_len=64)
+    assert ((short >= 0).sum(axis=1) <= 16).all() and (short[:, 0] >= 0).all()
+    written = sample_windows(ModelFolder(folders["llama"]), samples=40, seq_len=64, given=short)
+    assert (written >= 0).all() and np.array_equal(written[short >= 0], short[short >= 0])
+    assert len({tuple(row[32:]) for row in written.tolist()}) == 40
 
 
 def test_an_encoder_cannot_write_text(folders):

@@ -23,16 +23,23 @@ OnTokens = Callable[[int, int], None]
 
 
 def sample_windows(
-    folder: ModelFolder, *, samples: int = 16, seq_len: int = 1024, seed: int = 0, on_tokens: OnTokens | None = None
-) -> NDArray[np.int32]:  # fmt: skip
+    folder: ModelFolder,
+    *,
+    samples: int = 16,
+    seq_len: int = 1024,
+    seed: int = 0,
+    given: NDArray[np.int32] | None = None,
+    on_tokens: OnTokens | None = None,
+) -> NDArray[np.int32]:
     """Sample text from a causal language model at temperature one, all windows side by side.
 
-    Every window starts with the first token that the model's config names as the beginning (else the end) of a text.
-    Weights are kept in bfloat16 where the processor multiplies bfloat16, else in float32.
+    Where nothing is given, a window starts with the first token that the model's config names as the beginning (else
+    the end) of a text. Weights are kept in bfloat16 where the processor multiplies bfloat16, else in float32.
 
     Args:
         folder: the model.
         samples, seq_len: windows, and tokens in each.
+        given: tokens that are not the model's, (samples, seq_len), -1 where it writes itself.
         seed: of a generator of its own; torch's global random state is not touched.
         on_tokens: called as on_tokens(done, seq_len) from time to time.
 
@@ -42,7 +49,10 @@ def sample_windows(
     """
     model = _causal_model(folder)
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.full((samples, seq_len), _start_token(model.config), dtype=torch.int64)
+    tokens = torch.full((samples, seq_len), -1, dtype=torch.int64)
+    if given is not None:
+        tokens[:] = torch.from_numpy(given)
+    tokens[:, 0] = torch.where(tokens[:, 0] < 0, _start_token(model.config), tokens[:, 0])
     cache = _cache(model.config, seq_len)
     masks = _open_masks(model.config, cache, seq_len)
     small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS
@@ -54,7 +64,8 @@ def sample_windows(
             logits = logits[:, -1].float()
             if not torch.isfinite(logits).all():
                 raise AwpError(f"{folder.path}: the model's logits are NaN or infinite at token {position}")
-            tokens[:, position] = _draw(logits, generator)
+            drawn, known = _draw(logits, generator), tokens[:, position]
+            tokens[:, position] = torch.where(known < 0, drawn, known)
             if on_tokens is not None and position % 32 == 0:
                 on_tokens(position, seq_len)
     return tokens.numpy().astype(np.int32)
