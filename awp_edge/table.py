@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -125,18 +124,11 @@ def packed_bits(spec: CompressSpec) -> float:
     """
     if spec.rank is not None:
         return 16.0 * spec.rank
-    zeros = _zeros(spec)
+    zeros = spec.pruned
     mask = 1.0 if zeros else 0.0
     if spec.bits is None:
         return mask + 16 * (1 - zeros)
     return mask + spec.bits * (1 - zeros) + (_SCALE_BITS + spec.bits) / spec.group_size
-
-
-def _zeros(spec: CompressSpec) -> float:
-    if spec.pattern == "row":
-        return spec.sparsity
-    kept, of = map(int, re.split("[:/]", spec.pattern))
-    return 1 - kept / of
 
 
 def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
