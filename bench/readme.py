@@ -76,27 +76,27 @@ def solver(result: Result) -> str:
 def quality(result: Result) -> str:
     """Return the perplexity of every method, beside the prototype's where there is one."""
     measured = result["results"]
-    rows = [("dense", "", f"{measured['dense_perplexity']:.2f}", "", "", "32")]
-    rows += [
-        (
-            row["name"],
-            row["backend"],
-            f"{row['perplexity']:.2f}",
-            "-" if row.get("prototype_perplexity") is None else f"{row['prototype_perplexity']:.2f}",
-            f"{row['mean_relative_error']:.5f}",
-            f"{row['bits_per_weight']:.2f}",
-        )
-        for row in measured["rows"]
-    ]
-    header = ("", "backend", "perplexity", "prototype", "mean relative error", "bits/weight")
+    weights = measured.get("token_weights", "uniform")
+    # The prototypes ran under one protocol only.
+    alike = (
+        measured["text"] == "wikitext2-raw-test.txt"
+        and measured["calibration"] != "self"
+        and weights == "uniform"
+    )
+    prototypes = [row["prototype_perplexity"] if alike else None for row in measured["rows"]]
+    header = ["", "backend", "perplexity", "prototype", "mean relative error", "bits/weight"]
+    rows = [["dense", "", f"{measured['dense_perplexity']:.2f}", "", "", "32"]]
+    for row, prototype in zip(measured["rows"], prototypes, strict=True):
+        figures = f"{row['mean_relative_error']:.5f}", f"{row['bits_per_weight']:.2f}"
+        beside = "-" if prototype is None else f"{prototype:.2f}"
+        rows.append([row["name"], row["backend"], f"{row['perplexity']:.2f}", beside, *figures])
+    if not any(prototypes):
+        header, *rows = ([*line[:3], *line[4:]] for line in (header, *rows))
     note = (
         f"{measured['text']}, {measured['windows']} windows of 2048; calibrated on {measured['calibration']}"
     )
-    if measured.get("token_weights", "uniform") != "uniform":
-        note += (
-            f", tokens weighted by {measured['token_weights']} there and in the errors, which do not compare "
-        )
-        note += "with those of other weights"
+    if weights != "uniform":
+        note += f", tokens weighted by {weights} there and in the errors (not to compare with those of other weights)"
     return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
 
 
@@ -392,7 +392,7 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _where(result: Result) -> str:
     machine = result["machine"]
-    return f"{machine['processor']}, {machine['cores']} cores, {machine['date']}"
+    return f"{machine['processor']}, {machine['cores']} core{'s'[: machine['cores'] > 1]}, {machine['date']}"
 
 
 if __name__ == "__main__":
