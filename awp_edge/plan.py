@@ -29,7 +29,12 @@ SOLVER_MATRICES = 8
 BATCH_TOKENS = 2048
 #: Shares of the probe's product rate that whole stages reach.
 CALIBRATION_EFFICIENCY, SOLVE_EFFICIENCY = 0.5, 0.6
-_ITERATIONS = {"pruning": 200, "quantization": 10, "joint": 110}
+#: What solving takes, in products W C: the paper's steps; measured on SmolLM2-135M for awp-plus, by kind and effort.
+_PRODUCTS = {
+    "awp": {"pruning": 200, "quantization": 10, "joint": 110},
+    "awp-plus": {"pruning": 40, "quantization": 45, "joint": 100},
+}
+_EFFORT = {"fast": 0.4, "default": 1.0, "max": 2.5}
 _DEFAULTS = {"self": (16, 1024)}
 _TEXT_DEFAULTS = (64, 2048)
 
@@ -236,7 +241,8 @@ def _seconds(
     if spec.kind == "low rank":
         steps = 10.0
     else:
-        steps = float(_ITERATIONS[spec.kind]) if spec.method.startswith("awp") else 1.0
+        steps = float(_PRODUCTS[spec.method][spec.kind]) if spec.method in _PRODUCTS else 1.0
+        steps *= _EFFORT[spec.effort] if spec.method == "awp-plus" else 1.0
     return (forward + gram) / (rate * CALIBRATION_EFFICIENCY), per_step * steps / (rate * SOLVE_EFFICIENCY)
 
 
