@@ -96,8 +96,9 @@ def _search(
         least = effort.worth * rows
         other = engine.swap(problem, theta != 0, theta, labels=labels, candidates=effort.swaps, least=least)
         other, others = engine.refit(problem, other != 0, other, steps=1)
-        theta = np.where((others < rows)[:, None], other, theta)
-        objectives.append(float(np.minimum(others, rows).sum()))
+        better = others < rows  # not where a swap came to nothing finite
+        theta = np.where(better[:, None], other, theta)
+        objectives.append(float(np.where(better, others, rows).sum()))
     return theta, objectives
 
 

@@ -249,6 +249,19 @@ def test_inverses_agree(isa: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [60, 300])
+def test_inverses_are_as_good_as_the_condition_allows(isa: str, n: int, dtype: str) -> None:
+    """One direction holds nearly everything, as a few huge tokens do to C."""
+    spike = np.random.default_rng(n).normal(size=n)
+    matrix = (np.eye(n) + 1e4 / n * np.outer(spike, spike)).astype(dtype)
+    exact = np.eye(n) - np.outer(spike, spike) / (n / 1e4 + spike @ spike)
+    for engine in (NUMPY, NativeBackend(2)):
+        found = engine.inverse(matrix)
+        assert np.abs(found - exact).max() < 1e4 * np.finfo(dtype).eps
+        assert found.diagonal().min() > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_searches_and_refits_agree(isa: str, name: str, dtype: str) -> None:
     problem, tolerance = layer(dtype), F_TOLERANCE[dtype]

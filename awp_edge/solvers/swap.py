@@ -93,7 +93,10 @@ def _swap_row(
     leaving, entering, mask = chosen
     fixed, some = np.setdiff1d(np.flatnonzero(mask), leaving), np.concatenate([leaving, entering])
     order = np.concatenate([fixed, some])
-    lower = np.linalg.cholesky(_regular(gram[np.ix_(order, order)]))
+    try:
+        lower = np.linalg.cholesky(_regular(gram[np.ix_(order, order)]))
+    except np.linalg.LinAlgError:
+        return  # rounding of C has left no definite matrix here; the row stays as it is
     seen = np.linalg.solve(lower, gradient[order].astype(np.float64))
     n, corner = len(fixed), lower[len(fixed) :, len(fixed) :]
     before = theta[some].astype(np.float64)

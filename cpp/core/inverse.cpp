@@ -1,87 +1,72 @@
 #include "awp/inverse.hpp"
 
+#include <algorithm>
 #include <vector>
 
+#include "awp/cholesky.hpp"
 #include "awp/matmul.hpp"
 
 namespace awp {
 
 namespace {
 
-constexpr std::size_t kDirect = 48;  // below this Gauss-Jordan elimination is as quick
+constexpr std::size_t kBlock = 64, kRows = 192;
 
-template <class T> using Matrix = std::vector<T>;
-
-// A block of a larger matrix, n x n from (first, first).
-template <class T> struct Block {
-  View<T> whole;
-  std::size_t first, n;
-  T* row(std::size_t i) const { return whole.row(first + i) + first; }
-};
-
-// A positive definite matrix needs no pivots.
-template <class T> void invert_directly(const Block<T>& a) {
-  for (std::size_t c = 0; c < a.n; ++c) {
-    T* pivot = a.row(c);
-    const T scale = 1 / pivot[c];
-    pivot[c] = 1;
-    for (std::size_t j = 0; j < a.n; ++j) pivot[j] *= scale;
-    for (std::size_t i = 0; i < a.n; ++i) {
-      if (i == c) continue;
-      T* row = a.row(i);
-      const T factor = row[c];
-      row[c] = 0;
+// L^-1 of the lower triangle of l, zeros above. What finished rows contribute to a block of rows is a product; within the
+// block they are substituted.
+template <class T> std::vector<T> triangular_inverse(View<const T> l, std::size_t threads) {
+  const std::size_t n = l.rows;
+  std::vector<T> inverse(n * n), factors, taken;
+  for (std::size_t first = 0; first < n; first += kBlock) {
+    const std::size_t width = std::min(kBlock, n - first);
+    T* block = &inverse[first * n];
+    if (first > 0) {
+      factors.clear();
+      for (std::size_t r = 0; r < width; ++r) factors.insert(factors.end(), l.row(first + r), l.row(first + r) + first);
+      taken.resize(width * n);
+      product<T>({factors.data(), width, first}, {inverse.data(), first, n}, {taken.data(), width, n}, threads);
+      for (std::size_t i = 0; i < width * n; ++i) block[i] = -taken[i];
+    }
+    for (std::size_t r = 0; r < width; ++r) {
+      const T* factor = l.row(first + r) + first;
+      T* row = block + r * n;
+      const std::size_t end = first + r + 1;
+      row[end - 1] += 1;
+      for (std::size_t s = 0; s < r; ++s) {
+        const T share = factor[s];
+        const T* above = block + s * n;
 #pragma omp simd
-      for (std::size_t j = 0; j < a.n; ++j) row[j] -= factor * pivot[j];
+        for (std::size_t j = 0; j < end; ++j) row[j] -= share * above[j];
+      }
+      const T scale = 1 / factor[r];
+      for (std::size_t j = 0; j < end; ++j) row[j] *= scale;
     }
   }
+  return inverse;
 }
 
-template <class T>
-Matrix<T> copy(const Block<T>& a, std::size_t row, std::size_t column, std::size_t rows, std::size_t columns) {
-  Matrix<T> out(rows * columns);
-  for (std::size_t i = 0; i < rows; ++i)
-    for (std::size_t j = 0; j < columns; ++j) out[i * columns + j] = a.row(row + i)[column + j];
-  return out;
-}
-
-template <class T> Matrix<T> transposed(const Matrix<T>& a, std::size_t rows, std::size_t columns) {
-  Matrix<T> out(a.size());
-  for (std::size_t i = 0; i < rows; ++i)
-    for (std::size_t j = 0; j < columns; ++j) out[j * rows + i] = a[i * columns + j];
-  return out;
-}
-
-template <class T>
-Matrix<T> times(const Matrix<T>& a, const Matrix<T>& b, std::size_t inner, std::size_t threads) {
-  const std::size_t rows = a.size() / inner, columns = b.size() / inner;
-  Matrix<T> out(rows * columns);
-  product<T>({a.data(), rows, inner}, {b.data(), inner, columns}, {out.data(), rows, columns}, threads);
-  return out;
-}
-
-// [A B; B^T D]: with T = A^-1 B and S = D - B^T T the inverse is [A^-1 + T S^-1 T^T, -T S^-1; ., S^-1].
-template <class T> void invert(const Block<T>& a, std::size_t threads) {
-  if (a.n <= kDirect) return invert_directly(a);
-  const std::size_t n = a.n / 2, m = a.n - n;
-  const Block<T> corner{a.whole, a.first, n}, rest{a.whole, a.first + n, m};
-  const Matrix<T> b = copy(a, 0, n, n, m);
-  invert(corner, threads);
-  const Matrix<T> t = times(copy(a, 0, 0, n, n), b, n, threads), t_transposed = transposed(t, n, m);
-  const Matrix<T> taken = times(transposed(b, n, m), t, n, threads);
-  for (std::size_t i = 0; i < m; ++i)
-    for (std::size_t j = 0; j < m; ++j) rest.row(i)[j] -= taken[i * m + j];
-  invert(rest, threads);
-  const Matrix<T> cross = times(t, copy(a, n, n, m, m), m, threads), added = times(cross, t_transposed, m, threads);
-  for (std::size_t i = 0; i < n; ++i) {
-    for (std::size_t j = 0; j < n; ++j) corner.row(i)[j] += added[i * n + j];
-    for (std::size_t j = 0; j < m; ++j) a.row(i)[n + j] = a.row(n + j)[i] = -cross[i * m + j];
+// out = X^T X for a lower triangular X: rows of X above an output's block of rows have nothing for it.
+template <class T> void lower_gram(const std::vector<T>& x, View<T> out, std::size_t threads) {
+  const std::size_t n = out.rows;
+  std::vector<T> left;
+  for (std::size_t first = 0; first < n; first += kRows) {
+    const std::size_t width = std::min(kRows, n - first), inner = n - first;
+    left.resize(width * inner);
+    for (std::size_t k = 0; k < inner; ++k)
+      for (std::size_t r = 0; r < width; ++r) left[r * inner + k] = x[(first + k) * n + first + r];
+    product<T>({left.data(), width, inner}, {x.data() + first * n, inner, n}, out.strip(first, width), threads);
   }
+  for (std::size_t i = 0; i < n; ++i)
+    for (std::size_t j = 0; j < i; ++j) out.row(j)[i] = out.row(i)[j];
 }
 
 }  // namespace
 
-template <class T> void invert(View<T> a, std::size_t threads) { invert(Block<T>{a, 0, a.rows}, threads); }
+template <class T> void invert(View<T> a, std::size_t threads) {
+  CholeskyScratch<T> scratch;
+  cholesky<T>(a.data, a.rows, scratch);
+  lower_gram<T>(triangular_inverse<T>(a, threads), a, threads);
+}
 
 template void invert(View<float>, std::size_t);
 template void invert(View<double>, std::size_t);
