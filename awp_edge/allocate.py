@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Backend
-from .errors import UsageError
+from .errors import AwpError, UsageError
 from .problem import Array, Problem
 from .solvers.quantize import MASKED_DAMPING, damped, rounding_order
 from .solvers.scaling import conditional_variance
@@ -99,9 +99,13 @@ class Target:
         """Return the prices of one matrix to decide by; arguments as for `prices`."""
         if self.spent == "bits" and self.bits is not None:
             found = bit_prices(weight, gram, rows, group_size=self.group_size, engine=engine)
-            return found.cautious(1 - self.bits / found.whole)
-        found = prices(weight, gram, rows, sparsity=self.sparsity, blocks=self.blocks, engine=engine)
-        return (found if self.by == "row" else found.pooled()).cautious(self.sparsity)
+            share = 1 - self.bits / found.whole
+        else:
+            found = prices(weight, gram, rows, sparsity=self.sparsity, blocks=self.blocks, engine=engine)
+            found, share = found if self.by == "row" else found.pooled(), self.sparsity
+        if not np.isfinite(found.steps).all():
+            raise AwpError("its weights, activations or loss gradients are NaN or infinite; check the model")
+        return found.cautious(share)
 
     def settle(self, matrices: Mapping[str, Prices]) -> Mapping[str, Budget]:
         """Return the budget of every matrix by name."""
@@ -183,7 +187,6 @@ def allocate(matrices: Mapping[str, Prices], sparsity: float) -> dict[str, Count
 
 def allocate_patterns(matrices: Mapping[str, Prices], sparsity: float) -> dict[str, str]:
     """Return the K/64 of every matrix under a global sparsity; arguments and errors as for `allocate`."""
-    require_reachable(sparsity)
     chosen = _cheapest(matrices, sparsity)
     return {name: f"{int(chosen[name][0])}/{BLOCK}" for name in matrices}
 
@@ -198,11 +201,13 @@ def _cheapest(matrices: Mapping[str, Prices], share: float) -> dict[str, NDArray
     """Return the levels of all budgets, the cheapest steps taken until a share of everything is removed.
 
     Prices rise, so taking the cheapest steps of all budgets first solves the allocation (Everett 1963), up to one step.
+    Of equal prices the earlier levels go first, so that equal matrices stay nearly equal.
     """
     shapes = [found.steps.shape for found in matrices.values()]
     cheapest = np.concatenate([found.steps.ravel() for found in matrices.values()])
     sizes = np.concatenate([found.sizes().ravel() for found in matrices.values()])
-    order = np.argsort(cheapest, kind="stable")
+    levels_of = np.concatenate([np.broadcast_to(np.arange(n), (rows, n)).ravel() for rows, n in shapes])
+    order = np.lexsort((levels_of, cheapest))
     spent = np.cumsum(sizes[order]) - sizes[order]
     taken = np.zeros(len(order), dtype=np.bool_)
     taken[order] = spent < _to_remove(matrices.values(), share)
@@ -212,6 +217,14 @@ def _cheapest(matrices: Mapping[str, Prices], share: float) -> dict[str, NDArray
         levels_taken = taken[end - shape[0] * shape[1] : end].reshape(shape).sum(axis=1)
         chosen[name] = found.kept[levels_taken]
     return chosen
+
+
+def require_pattern(pattern: str) -> None:
+    """Raise UsageError for a K/64 outside of what matrices may have."""
+    if not KEPT[-1] <= int(pattern.partition("/")[0]) <= KEPT[0]:
+        raise UsageError(
+            f"--allocate layer gives matrices {KEPT[-1]}/{BLOCK} to {KEPT[0]}/{BLOCK}; --pattern {pattern} is outside"
+        )
 
 
 def require_reachable(sparsity: float) -> None:

@@ -200,19 +200,14 @@ def write_block(path: Path, layers: Sequence[CompressedLayer]) -> None:
     write_tensors(path, tensors, metadata=metadata)
 
 
-def described(file: TensorFile, name: str) -> tuple[tuple[int, int], int | None, bool]:
-    """Return shape, bits and whether the order is interleaved of one layer of a block file; AwpError for none."""
-    try:
-        about = json.loads(file.metadata["layers"])[name]
-        shape = (int(about["shape"][0]), int(about["shape"][1]))
-        return shape, about["bits"], bool(about.get("interleaved", False))
-    except (KeyError, ValueError, TypeError):
-        raise AwpError(f"{file.path} does not describe {name}; the file is damaged: compress again") from None
-
-
 def read_layer(file: TensorFile, name: str) -> CompressedLayer:
     """Read one layer of a block file. Raises: AwpError where the file does not hold it whole."""
-    shape, bits, turned = described(file, name)
+    try:
+        about = json.loads(file.metadata["layers"])[name]
+        shape, bits = (int(about["shape"][0]), int(about["shape"][1])), about["bits"]
+        turned = bool(about.get("interleaved", False))
+    except (KeyError, ValueError, TypeError):
+        raise AwpError(f"{file.path} does not describe {name}; the file is damaged: compress again") from None
     held = set(file.names())
 
     def part(kind: str) -> NDArray[Any] | None:
@@ -262,10 +257,6 @@ class CompressedModel:
         """Return the shape of each stored part of a linear ("codes", "scales", "left", ...) without reading it."""
         file, prefix = self._files[self._blocks[name]], f"{name}."
         return {n.removeprefix(prefix): file.shape(n) for n in file.names() if n.startswith(prefix)}
-
-    def bits(self, name: str) -> int | None:
-        """Return the width of a linear's codes, None where it has none, without reading them."""
-        return described(self._files[self._blocks[name]], name)[1]
 
     def rest_names(self) -> list[str]:
         """List the tensors that were not compressed."""

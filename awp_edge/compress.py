@@ -235,7 +235,10 @@ class _Run:
             felt = source.sensitivity(block)
             for info in layers:
                 weight, gram = source.weight(info.name), felt.gram[info.input]
-                found[info.name] = target.price(weight, gram, felt.rows[info.name], engine=engine)
+                try:
+                    found[info.name] = target.price(weight, gram, felt.rows[info.name], engine=engine)
+                except AwpError as error:
+                    raise AwpError(f"{info.name}: {error}") from None
         budgets = target.settle(found)
         write_json(path, budgets)
         self._spend("allocation", started)
@@ -379,6 +382,7 @@ def compress_linear(
     record = {
         "name": info.name, "shape": list(layer.shape), "relative_error": ratio(result.objective, zero_objective),
         "iterations": result.n_iter, "converged": bool(result.converged), "reason": result.reason,
-        "pattern": spec.pattern, "sparsity": layer.sparsity(), "bits_per_weight": layer.bits_per_weight(),
+        "pattern": spec.pattern, "bits": layer.bits, "sparsity": layer.sparsity(),
+        "bits_per_weight": layer.bits_per_weight(),
     }  # fmt: skip
     return layer, record, result

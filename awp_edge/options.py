@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .allocate import ALLOCATIONS, WIDTHS, require_reachable
+from .allocate import ALLOCATIONS, WIDTHS, require_pattern, require_reachable
 from .artifacts import LinearInfo
 from .constraints import RowSparse, Sparse
 from .errors import UsageError
@@ -93,7 +93,9 @@ def _check_allocation(allocate: str, spec: CompressSpec) -> None:
         raise UsageError(
             "--allocate row is for --sparsity: a pattern or a width is one for a matrix, take --allocate layer"
         )
-    if spec.pruned:
+    if spec.pattern != "row":
+        require_pattern(spec.pattern)
+    elif spec.pruned:
         require_reachable(spec.pruned)
     elif spec.bits in (WIDTHS[0], WIDTHS[-1]):
         raise UsageError(

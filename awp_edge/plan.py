@@ -304,7 +304,10 @@ def _warnings(folder: ModelFolder, options: CompressOptions, spec: CompressSpec)
     if spec.bits == 3:
         notes.append("3-bit codes are stored in 4 bits: the operator has no 3-bit form")
     if options.allocate != "uniform" and spec.kind == "quantization":
-        notes.append(f"the run chooses every layer's width; bytes are those of {spec.bits} bits everywhere")
+        notes.append(
+            f"the run chooses every layer's width, {spec.bits} bits on average; bytes are those of {spec.bits} "
+            "everywhere, and 3-bit codes take 4"
+        )
     if options.calibration.get("source", "self") == "self":
         notes.append("self calibration writes its own text first; its time is not part of the estimate")
     return tuple(notes)

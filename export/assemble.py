@@ -75,7 +75,7 @@ def write_graph(source: Source, out: Path, work: Path, *, kinds: Kinds, say: Pro
     say("writing the weights for the model builder")
     folder, dense = _float_weights(source, work / "hf")
     say("building the float graph")
-    model = build_float_graph(folder, work / "float", fuse_qkv=source.fusible())
+    model = build_float_graph(folder, work / "float", fuse_qkv=source.fusible(sparse=kinds.sparse))
     say("putting packed weights into the graph")
     matches = match_layers(model, source.layers, dense)
     _replace_layers(model, source, matches, kinds=kinds)

@@ -151,8 +151,11 @@ class Source:
             if group is not None:
                 check_block_size(name, self.shape(name)[1], group)
 
-    def fusible(self) -> bool:
-        """Return whether linears that share an input are alike in kind, width and pattern: they may be one matrix."""
+    def fusible(self, *, sparse: bool) -> bool:
+        """Return whether linears that share an input are alike in kind, width and group: they may be one matrix.
+
+        sparse: they are stored sparse, so that patterns must be alike too.
+        """
         parents = {name.rpartition(".")[0] for name in self.layers}
         left_out = any(
             name.endswith(".weight")
@@ -161,6 +164,9 @@ class Source:
             for name in self.rest_names()
         )
         factored = any("left" in self._model.parts(name) for name in self.layers)
-        patterns = {layer.get("pattern") for layer in self._model.manifest["layers"]}
-        kinds = {(self.group_size(name), self._model.bits(name)) for name in self.layers}
-        return not left_out and not factored and len(kinds) <= 1 and len(patterns) <= 1
+        entries = self._model.manifest["layers"] if self.layers else ()
+        kinds = {
+            (self.group_size(entry["name"]), entry.get("bits"), entry.get("pattern") if sparse else None)
+            for entry in entries
+        }
+        return not left_out and not factored and len(kinds) <= 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from awp_edge import CompressSpec, compress_layer
 from awp_edge.allocate import WIDTHS, Prices, Target, allocate, allocate_bits, bit_prices, levels, prices
 from awp_edge.backend import resolve
-from awp_edge.errors import UsageError
+from awp_edge.errors import AwpError, UsageError
 
 
 def random_prices(rng: np.random.Generator, budgets: int, d_in: int, *, rows: int = 1) -> Prices:
@@ -146,6 +146,22 @@ def test_a_bit_costs_what_rounding_pays():
     assert np.ptp(np.log(shares)) < np.log(1.5)
 
 
+def test_equal_matrices_get_nearly_equal_budgets():
+    flat = Prices(8, np.array(WIDTHS), np.zeros((1, 3), np.float32), 640)
+    assert sorted(allocate_bits({name: flat for name in "abcd"}, 4).values()) == [4, 4, 4, 4]
+    rows = Prices(128, levels(128), np.ones((1, len(levels(128)) - 1), np.float32), 24)
+    kept = [counts[0] for counts in allocate({name: rows for name in "abcd"}, 0.5).values()]
+    assert max(kept) - min(kept) <= 5
+
+
+def test_gradients_that_are_not_finite_are_refused():
+    weight, gram = layer()
+    rows = np.full(24, np.nan, dtype=np.float32)
+    for target in (Target("row", 0.5, False, None, 32), Target("layer", 0.0, False, 4, 32)):
+        with pytest.raises(AwpError, match="NaN or infinite"):
+            target.price(weight, gram, rows, engine=resolve("numpy"))
+
+
 def test_blocks_lose_their_cheapest_weights():
     weight, gram = layer(shape=(24, 128))
     rows = np.linspace(0.5, 4, 24).astype(np.float32)
@@ -222,6 +238,7 @@ def test_patterns_of_different_k_run_on_the_edge(tmp_path: Path):
         0.5, abs=0.05
     )
     awp_edge("export", tmp_path / "out", tmp_path / "edge", "--weights", "sparse")
+    awp_edge("export", tmp_path / "out", tmp_path / "dense", "--weights", "dense")
 
 
 def test_a_compressed_model_keeps_the_mean_width_and_runs_on_the_edge(tmp_path: Path):
@@ -242,6 +259,7 @@ def test_a_compressed_model_keeps_the_mean_width_and_runs_on_the_edge(tmp_path: 
     assert len(widths) > 1 and widths <= set(WIDTHS)
     assert all(layer.encoding.codes.max() < 2**layer.bits for layer in layers)
     assert 3 < sum(layer.bits * layer.shape[0] * layer.shape[1] for layer in layers) / weights <= 4
+    awp_edge("export", tmp_path / "out", tmp_path / "hf", "--format", "hf")
     awp_edge("export", tmp_path / "out", tmp_path / "edge")  # compares the logits with the compressed model's
 
 

@@ -157,6 +157,7 @@ def test_activations_that_are_not_finite(compress, damaged):
         ((("--sparsity", 0.5, "--allocate", "columns")), "--allocate is uniform, layer, row"),
         ((("--pattern", "2:4", "--allocate", "row")), "give --sparsity, --pattern K/64 or --bits"),
         ((("--bits", 4, "--allocate", "row")), "--allocate row is for --sparsity"),
+        ((("--pattern", "54/64", "--allocate", "layer")), "12/64 to 52/64; --pattern 54/64 is outside"),
         ((("--bits", 2, "--allocate", "layer")), "--allocate layer has nothing to choose at --bits 2"),
         ((("--sparsity", 0.9, "--allocate", "row")), "--allocate gives rows 15% to 85% zeros"),
         ((("--pattern", "half")), "half"),

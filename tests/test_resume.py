@@ -271,6 +271,7 @@ def limit_file_size(n_bytes: int) -> None:
         ("text.txt", ["--sequential"], 3),
         ("self", ["--one-shot"], 1),
         ("text.txt", ["--sequential", "--allocate", "row", "--token-weights", "loss"], 3),
+        ("text.txt", ["--pattern", "32/64", "--bits", "4", "--group-size", "64", "--allocate", "layer"], 2),
     ],
 )
 def test_the_command_on_a_real_architecture(

@@ -205,6 +205,17 @@ def test_candidates_are_pairs_that_may_be_swapped() -> None:
         assert np.allclose(found, [[1, 9, 0, 0, 8, 0, 4, 0]], atol=1e-5)
 
 
+def test_a_row_without_a_definite_matrix_stays() -> None:
+    """Two inputs that are one and the same up to rounding, and a C whose rounding made it indefinite."""
+    gram = np.array([[1.0, 1.01, 0.0], [1.01, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    weight, mask = np.array([[1.0, 0.5, 3.0]]), np.array([[True, True, False]])
+    found = NUMPY.swap(
+        Problem(weight, gram), mask, weight * mask, labels=np.zeros(3, dtype=np.intp), candidates=2,
+        least=np.zeros(1),
+    )  # fmt: skip
+    assert np.array_equal(found, weight * mask)
+
+
 @pytest.mark.parametrize("engine", [NUMPY, *([NativeBackend()] if native.available() else [])])
 def test_rows_that_promise_too_little_stay(engine: NumpyBackend | NativeBackend) -> None:
     """Rows 0 and 1 would both gain (16 - 1) / 2 by exchanging one weight; only row 0 is asked for no more than that."""

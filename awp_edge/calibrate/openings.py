@@ -54,14 +54,18 @@ OPENINGS = (
 def opened_windows(tokenizer: Any, *, samples: int, seq_len: int) -> NDArray[np.int32]:
     """Return windows, (samples, seq_len), with the tokens of the openings where texts begin and -1 everywhere else.
 
-    Texts of a window are joined with a blank line, as documents are. An opening takes a quarter of its text at most.
+    Texts of a window are joined with a blank line, as documents are. An opening takes a quarter of its text at most. A
+    window starts with the beginning-of-text token if the tokenizer starts texts so.
     """
     windows = np.full((samples, seq_len), -1, dtype=np.int32)
+    begins = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
     for i, start in enumerate(range(0, seq_len, TEXT_TOKENS)):
         room = max(1, min(TEXT_TOKENS, seq_len - start) // 4)
         for row in range(samples):
             opening = OPENINGS[(i * samples + row) % len(OPENINGS)]
             text = opening if start == 0 else f"\n\n{opening}"
             tokens = tokenizer.encode(text, add_special_tokens=False)[:room]
+            if begins and start == 0:
+                tokens = [tokenizer.bos_token_id, *tokens][:room]
             windows[row, start : start + len(tokens)] = tokens
     return windows

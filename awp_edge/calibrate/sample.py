@@ -45,12 +45,17 @@ def sample_windows(
 
     Returns: (samples, seq_len) tokens.
 
-    Raises: AwpError where the model is not a causal language model.
+    Raises: AwpError where the model is not a causal language model, or has no such token.
     """
     model = _causal_model(folder)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((samples, seq_len), -1, dtype=torch.int64)
     if given is not None:
+        n = model.get_input_embeddings().num_embeddings
+        if int(given.max()) >= n:
+            raise AwpError(
+                f"{folder.path}: its tokenizer has tokens beyond the model's {n}; give its own tokenizer"
+            )
         tokens[:] = torch.from_numpy(given)
     tokens[:, 0] = torch.where(tokens[:, 0] < 0, _start_token(model.config), tokens[:, 0])
     cache = _cache(model.config, seq_len)
