@@ -113,7 +113,7 @@ class SpecChoice(Options):
         typer.Option(
             metavar="uniform|layer|row",
             help="Spend the zeros evenly, or where the loss minds them least: per matrix, or (better) per row; "
-            "without zeros, the bits per matrix.",
+            "per matrix also K/64 patterns and, without zeros, bits.",
         ),
     ] = "uniform"
     effort: Annotated[str, typer.Option(metavar="|".join(EFFORTS), help="Time against quality.")] = "default"
