@@ -15,9 +15,9 @@ transformers = pytest.importorskip("transformers")
 import tiny_models  # noqa: E402
 
 from awp_edge.calibrate import CalibrationRequest, SavedStatistics, open_statistics  # noqa: E402
-from awp_edge.calibrate.openings import OPENINGS, TEXT_TOKENS, opened_windows  # noqa: E402
+from awp_edge.calibrate.openings import OPENINGS, TEXT_TOKENS, joined, opened_texts, text_shape  # noqa: E402
 from awp_edge.calibrate.runner import TorchModel  # noqa: E402
-from awp_edge.calibrate.sample import sample_windows  # noqa: E402
+from awp_edge.calibrate.sample import sample_texts  # noqa: E402
 from awp_edge.calibrate.text import token_windows  # noqa: E402
 from awp_edge.errors import AwpError, UsageError  # noqa: E402
 from awp_edge.models import ModelFolder  # noqa: E402
@@ -82,14 +82,10 @@ def test_bad_text_is_one_line(name, content, message, folders, tmp_path):
 @pytest.mark.parametrize("family", ("llama", "gemma3", "gpt2", "opt"))
 def test_self_text_follows_the_models_own_distribution(family, folders):
     state = torch.random.get_rng_state()
-    tokens = sample_windows(ModelFolder(folders[family]), samples=32, seq_len=40, seed=3)
+    tokens = sample_texts(ModelFolder(folders[family]), count=32, length=40, seed=3)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert np.array_equal(
-        tokens, sample_windows(ModelFolder(folders[family]), samples=32, seq_len=40, seed=3)
-    )
-    assert not np.array_equal(
-        tokens, sample_windows(ModelFolder(folders[family]), samples=32, seq_len=40, seed=4)
-    )
+    assert np.array_equal(tokens, sample_texts(ModelFolder(folders[family]), count=32, length=40, seed=3))
+    assert not np.array_equal(tokens, sample_texts(ModelFolder(folders[family]), count=32, length=40, seed=4))
     with torch.inference_mode():
         logits = tiny_models.whole(folders[family])(torch.from_numpy(tokens.astype(np.int64))).logits[:, :-1]
     chosen = torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(tokens[:, 1:, None].astype(np.int64)))
@@ -101,22 +97,32 @@ def test_self_text_follows_the_models_own_distribution(family, folders):
 
 def test_openings_are_given_and_the_rest_is_written(folders):
     tokenizer = byte_tokenizer(folders)
-    given = opened_windows(tokenizer, samples=3, seq_len=TEXT_TOKENS + 120)
-    for row in range(3):
-        first = tokenizer.encode(OPENINGS[row], add_special_tokens=False)
-        second = tokenizer.encode(f"\n\n{OPENINGS[3 + row]}", add_special_tokens=False)[:30]
-        assert given[row, : len(first)].tolist() == first and given[row, len(first)] == -1
-        assert given[row, TEXT_TOKENS : TEXT_TOKENS + len(second)].tolist() == second
-    short = opened_windows(tokenizer, samples=40, seq_len=64)
+    given = opened_texts(tokenizer, samples=3, seq_len=2 * TEXT_TOKENS)
+    assert given.shape == (6, TEXT_TOKENS)
+    for row in range(6):
+        opening = ("\n\n" if row % 2 else "") + OPENINGS[row]
+        tokens = tokenizer.encode(opening, add_special_tokens=False)
+        assert given[row, : len(tokens)].tolist() == tokens and (given[row, len(tokens) :] == -1).all()
+    short = opened_texts(tokenizer, samples=40, seq_len=64)
     assert ((short >= 0).sum(axis=1) <= 16).all() and (short[:, 0] >= 0).all()
-    written = sample_windows(ModelFolder(folders["llama"]), samples=40, seq_len=64, given=short)
+    written = sample_texts(ModelFolder(folders["llama"]), count=40, length=64, given=short)
     assert (written >= 0).all() and np.array_equal(written[short >= 0], short[short >= 0])
     assert len({tuple(row[32:]) for row in written.tolist()}) == 40
 
 
+@pytest.mark.parametrize("seq_len", (2, 64, TEXT_TOKENS, TEXT_TOKENS + 1, 2 * TEXT_TOKENS + 7))
+def test_windows_are_filled_by_whole_texts(seq_len):
+    count, length = text_shape(samples=3, seq_len=seq_len)
+    texts = np.arange(count * length, dtype=np.int32).reshape(count, length)
+    windows = joined(texts, samples=3, seq_len=seq_len)
+    assert length <= TEXT_TOKENS and windows.shape == (3, seq_len)
+    assert count * length - windows.size < count
+    assert all(np.array_equal(row, row[0] + np.arange(seq_len)) for row in windows)
+
+
 def test_an_encoder_cannot_write_text(folders):
     with pytest.raises(AwpError, match="cannot write its own calibration text"):
-        sample_windows(ModelFolder(folders["bert"]), samples=1, seq_len=4)
+        sample_texts(ModelFolder(folders["bert"]), count=1, length=4)
 
 
 # Requests and saved statistics

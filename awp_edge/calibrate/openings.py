@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Tokens of a text; a longer window holds several.
+#: Most tokens of a text; a longer window holds several.
 TEXT_TOKENS = 512
 OPENINGS = (
     "The city council voted on Tuesday night to",
@@ -51,21 +51,30 @@ OPENINGS = (
 )
 
 
-def opened_windows(tokenizer: Any, *, samples: int, seq_len: int) -> NDArray[np.int32]:
-    """Return windows, (samples, seq_len), with the tokens of the openings where texts begin and -1 everywhere else.
+def text_shape(*, samples: int, seq_len: int) -> tuple[int, int]:
+    """Return how many texts of how many tokens fill the windows, (samples, seq_len), up to a token of each text."""
+    texts = -(-seq_len // TEXT_TOKENS)
+    return samples * texts, -(-seq_len // texts)
 
-    Texts of a window are joined with a blank line, as documents are. An opening takes a quarter of its text at most. A
-    window starts with the beginning-of-text token if the tokenizer starts texts so.
+
+def opened_texts(tokenizer: Any, *, samples: int, seq_len: int) -> NDArray[np.int32]:
+    """Return the texts of the windows, shape text_shape(), with the tokens of their openings and -1 after them.
+
+    An opening takes a quarter of its text at most. A text starts with the beginning-of-text token if the tokenizer
+    starts texts so, else with a blank line where it follows another in its window, as documents are joined.
     """
-    windows = np.full((samples, seq_len), -1, dtype=np.int32)
+    count, length = text_shape(samples=samples, seq_len=seq_len)
+    texts = np.full((count, length), -1, dtype=np.int32)
     begins = tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
-    for i, start in enumerate(range(0, seq_len, TEXT_TOKENS)):
-        room = max(1, min(TEXT_TOKENS, seq_len - start) // 4)
-        for row in range(samples):
-            opening = OPENINGS[(i * samples + row) % len(OPENINGS)]
-            text = opening if start == 0 else f"\n\n{opening}"
-            tokens = tokenizer.encode(text, add_special_tokens=False)[:room]
-            if begins and start == 0:
-                tokens = [tokenizer.bos_token_id, *tokens][:room]
-            windows[row, start : start + len(tokens)] = tokens
-    return windows
+    for row in range(count):
+        follows = row % (count // samples) > 0 and not begins
+        opening = ("\n\n" if follows else "") + OPENINGS[row % len(OPENINGS)]
+        tokens = tokenizer.encode(opening, add_special_tokens=False)
+        tokens = ([tokenizer.bos_token_id, *tokens] if begins else tokens)[: max(1, length // 4)]
+        texts[row, : len(tokens)] = tokens
+    return texts
+
+
+def joined(texts: NDArray[np.int32], *, samples: int, seq_len: int) -> NDArray[np.int32]:
+    """Return the windows, (samples, seq_len), that written texts fill."""
+    return np.ascontiguousarray(texts.reshape(samples, -1)[:, :seq_len])

@@ -145,21 +145,23 @@ def _saved_tokens(path: Path) -> Tokens:
 
 
 def _sampled(folder: ModelFolder, asked: CalibrationRequest, *, say: Progress) -> Tokens:
-    from .openings import opened_windows
-    from .sample import sample_windows
+    from .openings import joined, opened_texts, text_shape
+    from .sample import sample_texts
     from .tokenizer import load_tokenizer
 
     assert asked.samples is not None and asked.seq_len is not None
-    say(f"the model writes {asked.samples} x {asked.seq_len} tokens of calibration text")
+    count, length = text_shape(samples=asked.samples, seq_len=asked.seq_len)
+    say(f"the model writes {count} texts of {length} tokens")
     try:
-        given = opened_windows(load_tokenizer(folder.path), samples=asked.samples, seq_len=asked.seq_len)
+        given = opened_texts(load_tokenizer(folder.path), samples=asked.samples, seq_len=asked.seq_len)
     except AwpError as error:
         say(f"{error}: every text starts with the model's start token")
         given = None
-    return sample_windows(
-        folder, samples=asked.samples, seq_len=asked.seq_len, seed=asked.seed or 0, given=given,
-        on_tokens=lambda done, total: say(f"calibration text: {done} of {total} tokens a window"),
+    texts = sample_texts(
+        folder, count=count, length=length, seed=asked.seed or 0, given=given,
+        on_tokens=lambda done, total: say(f"calibration text: {done} of {total} tokens of each"),
     )  # fmt: skip
+    return joined(texts, samples=asked.samples, seq_len=asked.seq_len)
 
 
 def _from_text(folder: ModelFolder, asked: CalibrationRequest, *, say: Progress) -> Tokens:

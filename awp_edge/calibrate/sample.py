@@ -15,41 +15,42 @@ from ..models import ModelFolder
 from .modules import whole_model
 from .threads import torch_threads
 
-# One token a step leaves a small model's threads waiting for each other; and one thread makes its text the same on
-# every machine load and for every --threads.
+# A token of each text a step leaves more threads waiting for each other in a small model; and a fixed number makes its
+# text the same for every --threads.
 _SMALL_PARAMETERS = 500_000_000
+_SMALL_THREADS = 2
 
 OnTokens = Callable[[int, int], None]
 
 
-def sample_windows(
+def sample_texts(
     folder: ModelFolder,
     *,
-    samples: int = 16,
-    seq_len: int = 1024,
+    count: int,
+    length: int,
     seed: int = 0,
     given: NDArray[np.int32] | None = None,
     on_tokens: OnTokens | None = None,
 ) -> NDArray[np.int32]:
-    """Sample text from a causal language model at temperature one, all windows side by side.
+    """Sample text from a causal language model at temperature one, all texts side by side.
 
-    Where nothing is given, a window starts with the first token that the model's config names as the beginning (else
+    Where nothing is given, a text starts with the first token that the model's config names as the beginning (else
     the end) of a text. Weights are kept in bfloat16 where the processor multiplies bfloat16, else in float32.
 
     Args:
         folder: the model.
-        samples, seq_len: windows, and tokens in each.
-        given: tokens that are not the model's, (samples, seq_len), -1 where it writes itself.
+        count, length: texts, and tokens in each.
+        given: tokens that are not the model's, (count, length), -1 where it writes itself.
         seed: of a generator of its own; torch's global random state is not touched.
-        on_tokens: called as on_tokens(done, seq_len) from time to time.
+        on_tokens: called as on_tokens(done, length) from time to time.
 
-    Returns: (samples, seq_len) tokens.
+    Returns: (count, length) tokens.
 
     Raises: AwpError where the model is not a causal language model, or has no such token.
     """
     model = _causal_model(folder)
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.full((samples, seq_len), -1, dtype=torch.int64)
+    tokens = torch.full((count, length), -1, dtype=torch.int64)
     if given is not None:
         n = model.get_input_embeddings().num_embeddings
         if int(given.max()) >= n:
@@ -58,11 +59,11 @@ def sample_windows(
             )
         tokens[:] = torch.from_numpy(given)
     tokens[:, 0] = torch.where(tokens[:, 0] < 0, _start_token(model.config), tokens[:, 0])
-    cache = _cache(model.config, seq_len)
-    masks = _open_masks(model.config, cache, seq_len)
+    cache = _cache(model.config, length)
+    masks = _open_masks(model.config, cache, length)
     small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS
-    with torch_threads(1 if small else None), torch.inference_mode():
-        for position in range(1, seq_len):
+    with torch_threads(_SMALL_THREADS if small else None), torch.inference_mode():
+        for position in range(1, length):
             last = tokens[:, position - 1 : position]
             mask = None if masks is None else masks[..., :position]
             logits = model(input_ids=last, attention_mask=mask, past_key_values=cache, use_cache=True).logits
@@ -72,7 +73,7 @@ def sample_windows(
             drawn, known = _draw(logits, generator), tokens[:, position]
             tokens[:, position] = torch.where(known < 0, drawn, known)
             if on_tokens is not None and position % 32 == 0:
-                on_tokens(position, seq_len)
+                on_tokens(position, length)
     return tokens.numpy().astype(np.int32)
 
 
