@@ -91,7 +91,7 @@ template <class T> void test_search(std::size_t rows, std::size_t d, std::size_t
 }  // namespace
 
 int main() {
-  for (std::size_t d : {1u, 2u, 47u, 97u, 130u}) {
+  for (std::size_t d : {1u, 2u, 47u, 97u, 130u, 300u}) {
     test_inverse<float>(d);
     test_inverse<double>(d);
   }
