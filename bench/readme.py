@@ -337,7 +337,7 @@ def encoder(result: Result) -> str:
     return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
 
 
-QUALITY = ("", "_self", "_joined", "_numpy", "_plus", "_allocated", "_widths", "_dithered")
+QUALITY = ("", "_self", "_joined", "_numpy", "_plus", "_allocated", "_widths", "_dithered", "_dithered_loss")
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
     {
         "demo": demo,
