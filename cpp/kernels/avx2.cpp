@@ -69,7 +69,7 @@ template <Nibble N> inline Bytes64 expand_block(const std::uint8_t* codes, const
 // The codes of an odd last block, two in order in a byte: one a byte, with a guard of 8 on either side.
 struct Unpaired {
   alignas(32) std::uint8_t bytes[8 + kBlock + 8 + 16];
-  explicit Unpaired(const std::uint8_t* codes) {
+  void set(const std::uint8_t* codes) {
     for (int half = 0; half < 2; ++half) {
       const __m256i wide = _mm256_cvtepu8_epi16(load128(codes + 16 * half));
       const __m256i both = _mm256_or_si256(wide, _mm256_slli_epi16(wide, 4));
@@ -86,6 +86,15 @@ template <bool Fixed> inline std::size_t step(const Weights& w, std::uint64_t lo
   if (Fixed) return w.kept;
   const std::size_t a = count(low), b = count(high);
   return a > b ? a : b;
+}
+
+// The odd last block of a tile's rows. All are written before one is read: a load waits for the stores just before it.
+template <bool Fixed>
+inline void unpair(const Weights& w, const std::uint64_t* masks, const std::uint8_t* codes, Unpaired* rows) {
+  for (std::size_t row = 0; row < kTile; ++row) {
+    rows[row].set(codes);
+    codes += ((Fixed ? w.kept : count(masks[row])) + 1) / 2;
+  }
 }
 
 inline std::uint64_t zeros_of(const Weights& w, std::size_t tile, std::size_t group) {
@@ -153,11 +162,11 @@ void add_last(Floats16& total, const Weights& w, std::size_t tile, const std::ui
   const Fills fills(zeros_of(w, tile, block));
   const std::int8_t* values = input.values + block * kBlock;
   __m256i lanes[kTile];
+  Unpaired rows[kTile];
+  unpair<Fixed>(w, masks, codes, rows);
   for (std::size_t row = 0; row < kTile; ++row) {
-    const Unpaired unpaired(codes);
-    const Bytes64 weights = expand_block<Nibble::low>(unpaired.codes(), masks + row, fills.row(row));
+    const Bytes64 weights = expand_block<Nibble::low>(rows[row].codes(), masks + row, fills.row(row));
     lanes[row] = _mm256_madd_epi16(multiply(weights, load256(values), load256(values + 32)), _mm256_set1_epi16(1));
-    codes += ((Fixed ? w.kept : count(masks[row])) + 1) / 2;
   }
   const __m256i sums[2] = {sum_lanes(lanes), sum_lanes(lanes + 8)};
   add_group(total, sums, w, tile, block, input);
@@ -262,11 +271,10 @@ template <bool Fixed> void expand_tile(const Weights& w, std::size_t tile, Expan
   }
   if (blocks % 2 == 0) return;
   const Fills fills(zeros_of(w, tile, blocks - 1));
-  for (std::size_t row = 0; row < kTile; ++row) {
-    const Unpaired unpaired(codes);
-    first.set(row, expand_block<Nibble::low>(unpaired.codes(), masks + row, fills.row(row)));
-    codes += ((Fixed ? w.kept : count(masks[row])) + 1) / 2;
-  }
+  Unpaired rows[kTile];
+  unpair<Fixed>(w, masks, codes, rows);
+  for (std::size_t row = 0; row < kTile; ++row)
+    first.set(row, expand_block<Nibble::low>(rows[row].codes(), masks + row, fills.row(row)));
   first.put(out + (blocks - 1) * kBlock * kTile);
 }
 
