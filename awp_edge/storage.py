@@ -88,13 +88,13 @@ class TensorFile:
         entry = self._entry(name)
         begin, end = entry["data_offsets"]
         dtype = np.dtype(_NUMPY_DTYPES[entry["dtype"]])
+        bits = np.empty((end - begin) // dtype.itemsize, dtype=dtype)
         with _reading(self.path), self.path.open("rb") as file:
             file.seek(self._start + begin)
-            bits = np.fromfile(file, dtype=dtype, count=(end - begin) // dtype.itemsize)
-        if bits.nbytes != end - begin:
-            raise AwpError(
-                f"{self.path}: {name} has {bits.nbytes} of {end - begin} bytes; copy the file again"
-            )
+            # Not np.fromfile: a Ctrl-C that meets its check of the file's type comes out as a TypeError.
+            count = file.readinto(memoryview(bits).cast("B")) if bits.size else 0
+        if count != end - begin:
+            raise AwpError(f"{self.path}: {name} has {count} of {end - begin} bytes; copy the file again")
         return StoredTensor(entry["dtype"], bits.reshape(entry["shape"]))
 
     def tensor(self, name: str) -> NDArray[Any]:

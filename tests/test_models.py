@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def test_reads_what_the_reference_library_writes(tmp_path: Path) -> None:
     assert file.metadata == {"format": "pt"}
     for name, array in tensors.items():
         np.testing.assert_array_equal(file.stored(name).bits, array)
+
+
+def test_an_interrupt_while_reading_stays_an_interrupt(tmp_path: Path) -> None:
+    save_file({"a": np.ones((4, 4), np.float32)}, tmp_path / "x.safetensors")
+    file = TensorFile(tmp_path / "x.safetensors")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay in range(500):  # microseconds: at whatever point of a read
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, (1 + delay) * 1e-6)
+                while True:
+                    file.stored("a")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,14 +131,16 @@ def _tokens(folder: ModelFolder, asked: CalibrationRequest, state: Path, *, say:
     if path.is_file():
         return _saved_tokens(path)
     tokens = _sampled(folder, asked, say=say) if asked.source == SELF else _from_text(folder, asked, say=say)
+    content = io.BytesIO()  # np.save and np.load on the file itself can turn a Ctrl-C into a TypeError
+    np.save(content, tokens)
     with atomic_file(path) as file:
-        np.save(file, tokens)
+        file.write(content.getbuffer())
     return tokens
 
 
 def _saved_tokens(path: Path) -> Tokens:
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError):
         raise AwpError(
             f"the checkpoint is damaged: {path} is not readable; start again without --resume"
