@@ -71,6 +71,7 @@ def render(
         "<h2>Error per layer</h2>",
         "<p>Relative error f(&Theta;)/f(0): the share of the layer's output energy that compression changed.</p>",
         error_plot(layers),
+        f"<h2>By kind of linear</h2>{_kind_table(layers)}",
         f"<h2>Largest errors</h2>{_layer_table(layers)}",
         *_guarantee_section(layers),
         f"<h2>What was done</h2>{_table(_flat(manifest, skip=('layers', 'files')))}",
@@ -150,9 +151,27 @@ def _summary_rows(manifest: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def _kind_table(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Return a row for all layers of one name: their mean error, and how far budgets went apart."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for layer in layers:
+        kinds.setdefault(str(layer["name"]).rpartition(".")[2], []).append(layer)
+    rows = [
+        (kind, len(members), _cell(sum(float(m["relative_error"]) for m in members) / len(members)),
+         *(_range([float(m.get(key) or 0) for m in members]) for key in ("sparsity", "bits_per_weight")))
+        for kind, members in kinds.items()
+    ]  # fmt: skip
+    return _table(rows, header=["kind", "layers", "mean relative error", "sparsity", "bits per weight"])
+
+
+def _range(values: Sequence[float]) -> str:
+    least, largest = _cell(min(values)), _cell(max(values))
+    return least if least == largest else f"{least} to {largest}"
+
+
 def _layer_table(layers: Iterable[Mapping[str, Any]]) -> str:
     worst = sorted(layers, key=lambda layer: -float(layer["relative_error"]))[:WORST]
-    keys = ("name", "relative_error", "iterations", "reason", "sparsity", "bits_per_weight")
+    keys = ("name", "relative_error", "iterations", "reason", "pattern", "sparsity", "bits", "bits_per_weight")
     rows = [tuple(_cell(layer.get(key, "")) for key in keys) for layer in worst]
     return _table(rows, header=[key.replace("_", " ") for key in keys])
 

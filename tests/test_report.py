@@ -72,6 +72,11 @@ def test_the_note_about_zeros_is_for_sparse_models():
     assert "neither speed nor size" not in render("x", manifest(layer("q", 0, 0.1, sparsity=0.0)), timings={})
 
 
+def test_kinds_show_how_far_budgets_went_apart():
+    text = render("x", manifest(layer("q_proj", 0, 0.1, 0.25), layer("q_proj", 1, 0.3, 0.75)), timings={})
+    assert "<tr><td>q_proj</td><td>2</td><td>0.2</td><td>0.25 to 0.75</td><td>32</td></tr>" in text
+
+
 def test_results_must_be_objects(tmp_path):
     (tmp_path / "r.json").write_text("[1]")
     with pytest.raises(AwpError, match="no manifest"):
