@@ -171,7 +171,16 @@ def _range(values: Sequence[float]) -> str:
 
 def _layer_table(layers: Iterable[Mapping[str, Any]]) -> str:
     worst = sorted(layers, key=lambda layer: -float(layer["relative_error"]))[:WORST]
-    keys = ("name", "relative_error", "iterations", "reason", "pattern", "sparsity", "bits", "bits_per_weight")
+    keys = (
+        "name",
+        "relative_error",
+        "iterations",
+        "reason",
+        "pattern",
+        "sparsity",
+        "bits",
+        "bits_per_weight",
+    )
     rows = [tuple(_cell(layer.get(key, "")) for key in keys) for layer in worst]
     return _table(rows, header=[key.replace("_", " ") for key in keys])
 
