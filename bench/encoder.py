@@ -12,7 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,14 @@ def compress(options: argparse.Namespace, out: Path, *arguments: str) -> dict[st
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def measured_before(output: Path, protocol: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return (setting, method) -> the row of an earlier run of the same protocol; none of it depends on the machine."""
+    results = json.loads(output.read_text())["results"] if output.is_file() else {}
+    if {key: value for key, value in results.items() if key != "rows"} != protocol:
+        return {}
+    return {(row["setting"], row["method"]): row for row in results["rows"]}
+
+
 def main() -> None:
     """Measure every row and write the results as they grow."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -100,18 +108,19 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     texts = sentences(options.sentences, options.count)
     dense = embeddings(options.model, texts)
-    rows = []
+    protocol = {
+        "calibration": options.calibration.name, "samples": options.samples, "seq_len": options.seq_len,
+        "sentences": len(texts), "text": options.sentences.name,
+    }  # fmt: skip
+    rows = measured_before(options.output, protocol)
     for setting, _, method in (name.partition(":") for name in options.rows):
         out = options.work / "compressed"
         done = compress(options, out, "--method", method, *SETTINGS[setting][0])
         row = {"method": method, "setting": setting, "mean_relative_error": done["mean_relative_error"],
                "bits_per_weight": done["bits_per_weight"], **compared(embeddings(out, texts), dense)}  # fmt: skip
-        rows.append(row)
+        rows[setting, method] = row
         print(json.dumps(row), flush=True)
-        results = {
-            "calibration": options.calibration.name, "samples": options.samples, "seq_len": options.seq_len,
-            "sentences": len(texts), "text": options.sentences.name, "rows": rows,
-        }  # fmt: skip
+        results = {**protocol, "rows": list(rows.values())}
         options.output.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
     shutil.rmtree(options.work / "compressed")
 
