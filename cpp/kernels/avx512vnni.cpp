@@ -19,13 +19,23 @@ inline std::uint64_t zeros_of(const Weights& w, std::size_t tile, std::size_t gr
 
 inline __m512i zero() { return _mm512_setzero_si512(); }
 
+// The zero points of 16 rows: one an int32, and on every byte of it, since an int32 is broadcast from memory by the load
+// alone, where a byte takes the port that places codes.
 struct Fills {
-  alignas(16) std::uint8_t of[kTile];
-  explicit Fills(std::uint64_t zeros) {
-    for (std::size_t row = 0; row < kTile; ++row) of[row] = static_cast<std::uint8_t>(zeros >> 4 * row & 15);
+  __m512i wide;
+  alignas(64) std::int32_t of[kTile];
+  void set(std::uint64_t zeros) {
+    const __m512i bytes = _mm512_srlv_epi64(_mm512_set1_epi64(static_cast<long long>(zeros)),
+                                            _mm512_setr_epi64(0, 8, 16, 24, 32, 40, 48, 56));
+    constexpr long long kFirst = 0, kEighth = 0x0808080808080808;
+    const __m512i lowest = _mm512_setr_epi64(kFirst, kEighth, kFirst, kEighth, kFirst, kEighth, kFirst, kEighth);
+    const __m512i pairs = _mm512_shuffle_epi8(bytes, lowest);
+    const __m512i nibbles = _mm512_srlv_epi32(pairs, _mm512_set1_epi64(4ll << 32));
+    _mm512_storeu_si512(of, _mm512_and_si512(nibbles, _mm512_set1_epi8(15)));
+    __asm__("" : "+m"(of));  // or gcc takes them from the register again, by that port
+    wide = _mm512_and_si512(nibbles, _mm512_set1_epi32(15));
   }
-  __m512i row(std::size_t i) const { return _mm512_set1_epi8(static_cast<char>(of[i])); }
-  __m512i wide() const { return _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(of))); }
+  __m512i row(std::size_t i) const { return _mm512_set1_epi32(of[i]); }
 };
 
 // One code a byte, both nibbles; Half: no block keeps more than 32.
@@ -76,10 +86,9 @@ inline __m512 scales_of(const Weights& w, std::size_t tile, std::size_t group) {
 }
 
 // total + float(sum - zero * sum of inputs) * (weight scale * input scale), for 16 rows.
-inline __m512 add_group(__m512 total, __m512i sums, const Weights& w, std::size_t tile, std::size_t group,
-                        const Quantized& input) {
-  const Fills zeros(zeros_of(w, tile, group));
-  const __m512i whole = _mm512_sub_epi32(sums, _mm512_mullo_epi32(zeros.wide(), _mm512_set1_epi32(input.sums[group])));
+inline __m512 add_group(__m512 total, __m512i sums, const Fills& zeros, const Weights& w, std::size_t tile,
+                        std::size_t group, const Quantized& input) {
+  const __m512i whole = _mm512_sub_epi32(sums, _mm512_mullo_epi32(zeros.wide, _mm512_set1_epi32(input.sums[group])));
   const __m512 scale = _mm512_mul_ps(scales_of(w, tile, group), _mm512_set1_ps(input.scales[group]));
   return _mm512_add_ps(total, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale));
 }
@@ -93,7 +102,9 @@ void decode_tile(const Weights& w, std::size_t tile, const Quantized& input, flo
   __m512i lanes[2][kTile];
   for (std::size_t block = 0; block + 1 < blocks; block += 2, masks += 2 * kTile) {
     const std::size_t group = Wide ? block / 2 : block;
-    const Fills low(zeros_of(w, tile, group)), high(zeros_of(w, tile, Wide ? group : group + 1));
+    Fills fills[Wide ? 1 : 2];
+    for (std::size_t i = 0; i < (Wide ? 1 : 2); ++i) fills[i].set(zeros_of(w, tile, group + i));
+    const Fills &low = fills[0], &high = fills[Wide ? 0 : 1];
     const __m512i first = _mm512_loadu_si512(input.values + block * kBlock);
     const __m512i second = _mm512_loadu_si512(input.values + (block + 1) * kBlock);
     for (std::size_t row = 0; row < kTile; ++row) {
@@ -104,18 +115,19 @@ void decode_tile(const Weights& w, std::size_t tile, const Quantized& input, flo
       lanes[Wide ? 0 : 1][row] = _mm512_dpbusd_epi32(Wide ? lanes[0][row] : zero(), b, second);
       codes += step<Fixed>(w, masks[row], masks[kTile + row]);
     }
-    total = add_group(total, sum_lanes(lanes[0]), w, tile, group, input);
-    if (!Wide) total = add_group(total, sum_lanes(lanes[1]), w, tile, group + 1, input);
+    total = add_group(total, sum_lanes(lanes[0]), low, w, tile, group, input);
+    if (!Wide) total = add_group(total, sum_lanes(lanes[1]), high, w, tile, group + 1, input);
   }
   if (blocks % 2 != 0) {
-    const Fills fills(zeros_of(w, tile, blocks - 1));
+    Fills fills;
+    fills.set(zeros_of(w, tile, blocks - 1));
     const __m512i values = _mm512_loadu_si512(input.values + (blocks - 1) * kBlock);
     for (std::size_t row = 0; row < kTile; ++row) {
       const __m512i weights = place(load_unpaired(codes), masks[row], fills.row(row));
       lanes[0][row] = _mm512_dpbusd_epi32(zero(), weights, values);
       codes += last_step<Fixed>(w, masks[row]);
     }
-    total = add_group(total, sum_lanes(lanes[0]), w, tile, blocks - 1, input);
+    total = add_group(total, sum_lanes(lanes[0]), fills, w, tile, blocks - 1, input);
   }
   _mm512_storeu_ps(y, total);
 }
@@ -165,7 +177,9 @@ template <bool Fixed> void expand_tile(const Weights& w, std::size_t tile, Expan
   const std::uint8_t* codes = w.tile_codes(tile);
   __m512i first[kTile], second[kTile];
   for (std::size_t block = 0; block + 1 < blocks; block += 2, masks += 2 * kTile) {
-    const Fills low(zeros_of(w, tile, block * kBlock / w.group)), high(zeros_of(w, tile, (block + 1) * kBlock / w.group));
+    Fills low, high;
+    low.set(zeros_of(w, tile, block * kBlock / w.group));
+    high.set(zeros_of(w, tile, (block + 1) * kBlock / w.group));
     for (std::size_t row = 0; row < kTile; ++row) {
       const __m512i packed = load_codes<false>(codes);
       first[row] = place(low_nibbles(packed), masks[row], low.row(row));
@@ -176,7 +190,8 @@ template <bool Fixed> void expand_tile(const Weights& w, std::size_t tile, Expan
     put_rows(second, out + (block + 1) * kBlock * kTile);
   }
   if (blocks % 2 == 0) return;
-  const Fills fills(zeros_of(w, tile, blocks - 1));
+  Fills fills;
+  fills.set(zeros_of(w, tile, blocks - 1));
   for (std::size_t row = 0; row < kTile; ++row) {
     first[row] = place(load_unpaired(codes), masks[row], fills.row(row));
     codes += last_step<Fixed>(w, masks[row]);
@@ -203,6 +218,8 @@ void dense_some(const Weights& w, std::size_t tile, const Expanded* expanded, co
   __m512 total[Count];
   for (__m512& t : total) t = _mm512_setzero_ps();
   for (std::size_t group = 0; group < w.groups(); ++group) {
+    Fills zeros;
+    zeros.set(zeros_of(w, tile, group));
     __m512i sums[Count];
     for (__m512i& sum : sums) sum = zero();
     for (std::size_t k = group * w.group; k < (group + 1) * w.group; k += 4) {
@@ -210,7 +227,7 @@ void dense_some(const Weights& w, std::size_t tile, const Expanded* expanded, co
       for (std::size_t i = 0; i < Count; ++i)
         sums[i] = _mm512_dpbusd_epi32(sums[i], weights, broadcast4(inputs[i].values + k));
     }
-    for (std::size_t i = 0; i < Count; ++i) total[i] = add_group(total[i], sums[i], w, tile, group, inputs[i]);
+    for (std::size_t i = 0; i < Count; ++i) total[i] = add_group(total[i], sums[i], zeros, w, tile, group, inputs[i]);
   }
   for (std::size_t i = 0; i < Count; ++i) _mm512_storeu_ps(y + i * stride, total[i]);
 }
@@ -228,14 +245,15 @@ void float_some(const Weights& w, std::size_t tile, const Expanded* expanded, co
   __m512 total[Count];
   for (__m512& t : total) t = _mm512_setzero_ps();
   for (std::size_t group = 0; group < w.groups(); ++group) {
-    const __m512i zeros = Fills(zeros_of(w, tile, group)).wide();
+    Fills zeros;
+    zeros.set(zeros_of(w, tile, group));
     __m512 sums[Count];
     for (__m512& sum : sums) sum = _mm512_setzero_ps();
     for (std::size_t k = group * w.group; k < (group + 1) * w.group; k += 4) {
       __m512i bytes = _mm512_loadu_si512(expanded + k * kTile);
       for (std::size_t j = k; j < k + 4; ++j, bytes = _mm512_srli_epi32(bytes, 8)) {
         const __m512i code = _mm512_and_si512(bytes, _mm512_set1_epi32(255));
-        const __m512 weight = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zeros));
+        const __m512 weight = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zeros.wide));
         for (std::size_t i = 0; i < Count; ++i)
           sums[i] = _mm512_fmadd_ps(weight, _mm512_set1_ps(x[i * w.inputs + j]), sums[i]);
       }

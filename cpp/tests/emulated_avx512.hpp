@@ -6,9 +6,6 @@
 #include <cstdint>
 #include <cstring>
 
-struct __m128i {
-  std::uint8_t b[16];
-};
 struct __m256i {
   std::uint8_t b[32];
 };
@@ -50,11 +47,6 @@ template <class T> __m512i unpack(const __m512i& a, const __m512i& b, int high) 
 
 }  // namespace emulated
 
-inline __m128i _mm_load_si128(const __m128i* from) {
-  __m128i v;
-  std::memcpy(&v, from, sizeof v);
-  return v;
-}
 inline __m256i _mm256_loadu_si256(const __m256i* from) {
   __m256i v;
   std::memcpy(&v, from, sizeof v);
@@ -75,6 +67,14 @@ inline __m512i _mm512_set1_epi8(char x) {
 inline __m512i _mm512_set1_epi32(int x) {
   return emulated::make<int>([x](int) { return x; });
 }
+inline __m512i _mm512_set1_epi64(long long x) {
+  return emulated::make<long long>([x](int) { return x; });
+}
+inline __m512i _mm512_setr_epi64(long long a, long long b, long long c, long long d, long long e, long long f, long long g,
+                                 long long h) {
+  const long long all[8] = {a, b, c, d, e, f, g, h};
+  return emulated::make<long long>([&](int i) { return all[i]; });
+}
 inline __m512 _mm512_set1_ps(float x) {
   return emulated::floats([x](int) { return x; });
 }
@@ -86,9 +86,6 @@ inline __m512i _mm512_castsi256_si512(__m256i v) {
 }
 inline __m512i _mm512_cvtepu8_epi16(__m256i v) {
   return emulated::make<std::uint16_t>([&](int i) { return v.b[i]; });
-}
-inline __m512i _mm512_cvtepu8_epi32(__m128i v) {
-  return emulated::make<std::uint32_t>([&](int i) { return v.b[i]; });
 }
 inline __m512i _mm512_and_si512(__m512i a, __m512i b) {
   return emulated::make<std::uint8_t>([&](int i) { return a.b[i] & b.b[i]; });
@@ -104,6 +101,18 @@ inline __m512i _mm512_slli_epi16(__m512i a, unsigned n) {
 }
 inline __m512i _mm512_srli_epi32(__m512i a, unsigned n) {
   return emulated::make<std::uint32_t>([&](int i) { return emulated::get<std::uint32_t>(a, i) >> n; });
+}
+inline __m512i _mm512_srlv_epi32(__m512i a, __m512i n) {
+  using emulated::get;
+  return emulated::make<std::uint32_t>([&](int i) { return get<std::uint32_t>(a, i) >> get<std::uint32_t>(n, i); });
+}
+inline __m512i _mm512_srlv_epi64(__m512i a, __m512i n) {
+  using emulated::get;
+  return emulated::make<std::uint64_t>([&](int i) { return get<std::uint64_t>(a, i) >> get<std::uint64_t>(n, i); });
+}
+// Bytes of a lane of 128 bits by four bits each; 0 where the highest is set.
+inline __m512i _mm512_shuffle_epi8(__m512i v, __m512i from) {
+  return emulated::make<std::uint8_t>([&](int i) { return from.b[i] & 128 ? 0 : v.b[i / 16 * 16 + (from.b[i] & 15)]; });
 }
 inline __m512i _mm512_add_epi32(__m512i a, __m512i b) {
   using emulated::get;
