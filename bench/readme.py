@@ -15,12 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from readme_edge import Result, greedy, grid, patterns, sparse, where
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "guarantees.md", ROOT / "docs" / "methods.md")
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
-
-Result = Mapping[str, Any]
 
 
 def demo(result: Result) -> str:
@@ -46,7 +46,7 @@ def demo(result: Result) -> str:
     machine = result["machine"]
     where = f"{machine['cpu']}, {machine['cores']} cores, {result['date']}"
     total = sum(result["seconds"].values()) / 60
-    return f"{_table(header, rows)}\n\n{result['evaluation']}. {where}; {total:.0f} minutes in all.\n"
+    return f"{grid(header, rows)}\n\n{result['evaluation']}. {where}; {total:.0f} minutes in all.\n"
 
 
 def solver(result: Result) -> str:
@@ -70,7 +70,7 @@ def solver(result: Result) -> str:
         "product, of torch's rate",
         "outside the product",
     )
-    return f"{_table(header, rows)}\n\n{_where(result)}, {result['results']['threads']} threads.\n"
+    return f"{grid(header, rows)}\n\n{where(result)}, {result['results']['threads']} threads.\n"
 
 
 def quality(result: Result) -> str:
@@ -97,7 +97,7 @@ def quality(result: Result) -> str:
     )
     if weights != "uniform":
         note += f", tokens weighted by {weights} there and in the errors (not to compare with those of other weights)"
-    return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
+    return f"{grid(header, rows)}\n\n{note}. {where(result)}.\n"
 
 
 def search(result: Result) -> str:
@@ -114,8 +114,8 @@ def search(result: Result) -> str:
     header = ("50% per row", "mean relative error", "seconds", "awp-plus is there sooner by")
     blocks = result["results"]["blocks"].replace(",", " and ")
     return (
-        f"{_table(header, rows)}\n\nBlocks {blocks} of SmolLM2-135M, {result['results']['threads']} threads; a + b: "
-        f"steps of the search and of the refit. {_where(result)}.\n"
+        f"{grid(header, rows)}\n\nBlocks {blocks} of SmolLM2-135M, {result['results']['threads']} threads; a + b: "
+        f"steps of the search and of the refit. {where(result)}.\n"
     )
 
 
@@ -125,7 +125,7 @@ def calibration(result: Result) -> str:
     ratios = measured["ratio_to_bare_forward"]
     cost = " and ".join(f"{ratio:.2f}x ({products} Gram products)" for products, ratio in ratios.items())
     size = f"{measured['samples']} windows of {measured['seq_len']} tokens, {measured['threads']} threads"
-    return f"{cost} the time of the bare forward passes over {size}. {_where(result)}.\n"
+    return f"{cost} the time of the bare forward passes over {size}. {where(result)}.\n"
 
 
 #: key of a layer -> what the row says, and its format
@@ -170,7 +170,7 @@ def guarantees(result: Result) -> str:
     header = ["", *(f"`{'.'.join(name.split('.')[2:])}`" for name in layers)]
     sampled = next(iter(next(iter(layers.values()))["methods"].values()))["rows"]
     note = f"SmolLM2-135M, one-shot statistics, certificates from {sampled} rows"
-    return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
+    return f"{grid(header, rows)}\n\n{note}. {where(result)}.\n"
 
 
 def mutations(result: Result) -> str:
@@ -179,104 +179,7 @@ def mutations(result: Result) -> str:
         (row["what"], f"`{row['file']}`", f"`{row['by'].rpartition('/')[2]}`" if row["caught"] else "missed")
         for row in result["results"]["mutations"]
     ]
-    return f"{_table(('fault', 'in', 'first test that fails'), rows)}\n\n{_where(result)}.\n"
-
-
-def sparse(result: Result) -> str:
-    """Return the sparse operator against the best dense one of the same shape."""
-    measured = result["results"]
-    rows = (
-        (
-            "x".join(map(str, row["shape"])),
-            row["operator"],
-            f"{row['streamed_us']:.0f} us ({row['streamed_speedup']:.2f}x)",
-            f"{row['streamed_gb_s']:.1f} GB/s",
-            f"{row['resident_us']:.0f} us ({row['resident_speedup']:.2f}x)",
-            f"{row['prefill_us'] / 1e3:.1f} ms ({row['prefill_speedup']:.2f}x)",
-        )
-        for row in measured["rows"]
-    )
-    limits = measured["limits"]
-    how = f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}"
-    rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {limits['bits_per_weight']:.2f} bits"
-    note = (
-        f"{how}. The machine reads {limits['read_gb_s']:.1f} GB/s, which allows {rates}; from the cache it decodes "
-        f"{limits['decode_gweights']:.0f}e9"
-    )
-    header = ("layer", "operator", "streamed", "reads", "resident", "512 rows")
-    parts = [_table(header, rows), f"{note}. {_where(result)}."]
-    if "kernel_rows" in measured:
-        parts += _kernels(measured["kernel_rows"])
-    if "edge" in measured:
-        parts.append(_edge(measured["edge"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _kernels(measured: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the bare kernels beside a dense one of the same make."""
-    measured = list(measured)
-    rows = (
-        (
-            f"{row['from']}, {row['rows']}x{row['inputs']}",
-            f"{row['kept']}/64",
-            f"{row['sparse_gweights']:.0f}",
-            f"{row['dense_avx2_gweights']:.0f}",
-            f"{row['ratio']:.2f}x",
-            f"{row['memory_gweights']:.0f}",
-            row["bound"],
-        )
-        for row in measured
-    )
-    header = ("weights from", "", "sparse, 1e9/s", "dense AVX2, 1e9/s", "ratio", "memory allows", "binds")
-    note = (
-        f"The bare {measured[0]['kernels']} kernels against a dense AVX2 kernel of the same make, groups of 128, while "
-        f"memory gave {measured[0]['read_gb_s']:.1f} GB/s"
-    )
-    return [f"{note}:", _table(header, rows)]
-
-
-def _edge(measured: Mapping[str, Any]) -> str:
-    dense = measured["against"]["dense int4"]
-    return (
-        f"SmolLM2-135M at 32/64 in onnxruntime-genai, {measured['threads']} threads, {measured['limits']['kernels']} "
-        f"kernels: {measured['decode_tokens_per_second']:.0f} tokens/s, {dense['decode_speedup']:.2f}x of the same "
-        f"with dense INT4 layers, prompts {dense['prefill_speedup']:.2f}x; the decoder blocks take "
-        f"{measured['block_bytes']['ratio']:.2f} of the bytes."
-    )
-
-
-def patterns(result: Result) -> str:
-    """Return what 32/64 costs beside 50% of every row, by layer type."""
-    measured = result["results"]
-    rows = (
-        (
-            f"`{row['type']}`",
-            str(row["layers"]),
-            f"{row['mean_ratio']:.3f}",
-            f"{row['worst_ratio']:.3f}",
-            ", ".join(f"`{name.removeprefix('model.')}`" for name in row["outliers"]) or "none",
-        )
-        for row in measured["types"]
-    )
-    header = (
-        "layer type",
-        "layers",
-        "error of 32/64 over 50% per row",
-        "largest",
-        f"above {measured['allowed']}",
-    )
-    return f"{_table(header, rows)}\n\nSmolLM2-135M, one-shot statistics, awp-plus both ways. {_where(result)}.\n"
-
-
-def greedy(result: Result) -> str:
-    """Return how far greedy tokens follow the emulation."""
-    measured = result["results"]
-    worst = max(row["logit_difference"]["max"] for row in measured["rows"])
-    return (
-        f"Of {measured['tokens']} greedy tokens after {len(measured['rows'])} prompts, {measured['leaves']} are not "
-        f"the emulation's; its two logits there are at most {measured['largest_gap']:.3f} apart (allowed: "
-        f"{measured['tolerance']}). Logits differ by at most {worst:.2f}. {_where(result)}.\n"
-    )
+    return f"{grid(('fault', 'in', 'first test that fails'), rows)}\n\n{where(result)}.\n"
 
 
 def table(result: Result) -> str:
@@ -305,7 +208,22 @@ def layers(result: Result) -> str:
     names = list(
         dict.fromkeys(row["layer"].removeprefix("model.layers.") for row in result["results"]["rows"])
     )
-    return f"{_table(header, rows)}\n\nSmolLM2-135M, {', '.join(names)}. {_where(result)}.\n"
+    return f"{grid(header, rows)}\n\nSmolLM2-135M, {', '.join(names)}. {where(result)}.\n"
+
+
+def headroom(result: Result) -> str:
+    """Return how far every effort ends above the least error that a long search found."""
+    measured = result["results"]
+    excess = measured["excess"]
+    rows = [
+        (kind if kind == "all" else f"`{kind}`", *(f"{excess[effort][kind]:.2%}" for effort in excess))
+        for kind in next(iter(excess.values()))
+    ]
+    note = (
+        f"{len(measured['rows'])} rows of blocks {measured['blocks'].replace(',', ', ')} of SmolLM2-135M at 50%, "
+        f"{measured['steps']} steps"
+    )
+    return f"{grid(('f above the least found', *excess), rows)}\n\n{note}. {where(result)}.\n"
 
 
 def encoder(result: Result) -> str:
@@ -334,7 +252,7 @@ def encoder(result: Result) -> str:
         f"{measured['sentences']} sentences of {measured['text']}; calibrated on {measured['samples']} windows of "
         f"{measured['seq_len']} tokens of {measured['calibration']}, groups of 64"
     )
-    return f"{_table(header, rows)}\n\n{note}. {_where(result)}.\n"
+    return f"{grid(header, rows)}\n\n{note}. {where(result)}.\n"
 
 
 QUALITY = ("", "_self", "_joined", "_numpy", "_plus", "_allocated", "_widths", "_dithered", "_dithered_loss")
@@ -347,6 +265,7 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "search": search,
         "table": table,
         "layers": layers,
+        "headroom": headroom,
         "encoder": encoder,
         "guarantees": guarantees,
         "mutations": mutations,
@@ -382,17 +301,6 @@ def main() -> int:
             page.write_text(fill(page.read_text()))
             print(f"filled {page.name}")
     return int(check and bool(stale))
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _where(result: Result) -> str:
-    machine = result["machine"]
-    return f"{machine['processor']}, {machine['cores']} core{'s'[: machine['cores'] > 1]}, {machine['date']}"
 
 
 if __name__ == "__main__":

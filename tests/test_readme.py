@@ -33,6 +33,8 @@ RESULTS = {
     "layers": {"machine": MACHINE, "results": {"rows": [{"layer": "model.layers.3.q"}], "summary": {"default": {
         "n": 1, "mean": 0.01, "min": 0.01, "max": 0.01, "settings": {"50%": {
             "n": 1, "mean": 0.01, "min": 0.01, "max": 0.01}}}}}},
+    "headroom": {"machine": MACHINE, "results": {"blocks": "3,10", "steps": 9, "rows": [{}], "excess": {
+        "default": {"all": 0.01, "q_proj": 0.02}}}},
     "encoder": {"machine": MACHINE, "results": {"sentences": 4, "text": "t.txt", "samples": 8, "seq_len": 64,
                 "calibration": "c4", "rows": [
         {"method": "awp", "setting": "50%", "mean_cosine": 0.99, "least_cosine": 0.9, "same_neighbour": 0.8,
@@ -55,6 +57,7 @@ RESULTS = {
 def readme(tmp_path, monkeypatch):
     """The module bench/readme.py, reading results from a folder of the test."""
     spec = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
+    monkeypatch.syspath_prepend(ROOT / "bench")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path)

@@ -1,0 +1,120 @@
+"""How bench/readme.py renders a table, and what was measured of the sparse operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def grid(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table, figures to the right."""
+    header = list(header)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def where(result: Mapping[str, Any]) -> str:
+    """Return the processor, its cores and the date of a result."""
+    machine = result["machine"]
+    return f"{machine['processor']}, {machine['cores']} core{'s'[: machine['cores'] > 1]}, {machine['date']}"
+
+
+def sparse(result: Result) -> str:
+    """Return the sparse operator against the best dense one of the same shape."""
+    measured = result["results"]
+    rows = (
+        (
+            "x".join(map(str, row["shape"])),
+            row["operator"],
+            f"{row['streamed_us']:.0f} us ({row['streamed_speedup']:.2f}x)",
+            f"{row['streamed_gb_s']:.1f} GB/s",
+            f"{row['resident_us']:.0f} us ({row['resident_speedup']:.2f}x)",
+            f"{row['prefill_us'] / 1e3:.1f} ms ({row['prefill_speedup']:.2f}x)",
+        )
+        for row in measured["rows"]
+    )
+    limits = measured["limits"]
+    how = f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}"
+    rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {limits['bits_per_weight']:.2f} bits"
+    note = (
+        f"{how}. The machine reads {limits['read_gb_s']:.1f} GB/s, which allows {rates}; from the cache it decodes "
+        f"{limits['decode_gweights']:.0f}e9"
+    )
+    header = ("layer", "operator", "streamed", "reads", "resident", "512 rows")
+    parts = [grid(header, rows), f"{note}. {where(result)}."]
+    if "kernel_rows" in measured:
+        parts += _kernels(measured["kernel_rows"])
+    if "edge" in measured:
+        parts.append(_edge(measured["edge"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _kernels(measured: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the bare kernels beside a dense one of the same make."""
+    measured = list(measured)
+    rows = (
+        (
+            f"{row['from']}, {row['rows']}x{row['inputs']}",
+            f"{row['kept']}/64",
+            f"{row['sparse_gweights']:.0f}",
+            f"{row['dense_avx2_gweights']:.0f}",
+            f"{row['ratio']:.2f}x",
+            f"{row['memory_gweights']:.0f}",
+            row["bound"],
+        )
+        for row in measured
+    )
+    header = ("weights from", "", "sparse, 1e9/s", "dense AVX2, 1e9/s", "ratio", "memory allows", "binds")
+    note = (
+        f"The bare {measured[0]['kernels']} kernels against a dense AVX2 kernel of the same make, groups of 128, while "
+        f"memory gave {measured[0]['read_gb_s']:.1f} GB/s"
+    )
+    return [f"{note}:", grid(header, rows)]
+
+
+def _edge(measured: Mapping[str, Any]) -> str:
+    dense = measured["against"]["dense int4"]
+    return (
+        f"SmolLM2-135M at 32/64 in onnxruntime-genai, {measured['threads']} threads, {measured['limits']['kernels']} "
+        f"kernels: {measured['decode_tokens_per_second']:.0f} tokens/s, {dense['decode_speedup']:.2f}x of the same "
+        f"with dense INT4 layers, prompts {dense['prefill_speedup']:.2f}x; the decoder blocks take "
+        f"{measured['block_bytes']['ratio']:.2f} of the bytes."
+    )
+
+
+def patterns(result: Result) -> str:
+    """Return what 32/64 costs beside 50% of every row, by layer type."""
+    measured = result["results"]
+    rows = (
+        (
+            f"`{row['type']}`",
+            str(row["layers"]),
+            f"{row['mean_ratio']:.3f}",
+            f"{row['worst_ratio']:.3f}",
+            ", ".join(f"`{name.removeprefix('model.')}`" for name in row["outliers"]) or "none",
+        )
+        for row in measured["types"]
+    )
+    header = (
+        "layer type",
+        "layers",
+        "error of 32/64 over 50% per row",
+        "largest",
+        f"above {measured['allowed']}",
+    )
+    return (
+        f"{grid(header, rows)}\n\nSmolLM2-135M, one-shot statistics, awp-plus both ways. {where(result)}.\n"
+    )
+
+
+def greedy(result: Result) -> str:
+    """Return how far greedy tokens follow the emulation."""
+    measured = result["results"]
+    worst = max(row["logit_difference"]["max"] for row in measured["rows"])
+    return (
+        f"Of {measured['tokens']} greedy tokens after {len(measured['rows'])} prompts, {measured['leaves']} are not "
+        f"the emulation's; its two logits there are at most {measured['largest_gap']:.3f} apart (allowed: "
+        f"{measured['tolerance']}). Logits differ by at most {worst:.2f}. {where(result)}.\n"
+    )
