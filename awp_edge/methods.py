@@ -49,12 +49,16 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """Name a composition of solvers: what it is, what it can do and how."""
+    """Name a composition of solvers: what it is, what it can do and how.
+
+    calibrated: False where C does not change what it makes of a weight.
+    """
 
     summary: str
     kinds: tuple[str, ...]
     run: Solver
     takes_effort: bool = False
+    calibrated: bool = True
 
     def handles(self, kind: str) -> bool:
         """Return whether the method can serve this kind of constraint."""
@@ -173,11 +177,13 @@ def _awp_plus(
 #: Every method by the name the command line and the reports use.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "magnitude": Method("largest weights kept", ("pruning", "joint"), _prune(magnitude)),
+        "magnitude": Method(
+            "largest weights kept", ("pruning", "joint"), _prune(magnitude), calibrated=False
+        ),
         "wanda": Method("largest |w| ||x|| kept (Sun et al. 2024)", ("pruning", "joint"), _prune(wanda)),
         "sparsegpt": Method("OBS sweep (Frantar, Alistarh 2023)", ("pruning", "joint"), _fitted(sparsegpt)),
         "alps": Method("ADMM, then refit (Meng et al. 2024)", ("pruning",), _fitted(alps)),
-        "rtn": Method("round to nearest", ("quantization",), _fitted(rtn)),
+        "rtn": Method("round to nearest", ("quantization",), _fitted(rtn), calibrated=False),
         "gptq": Method("OBS sweep, static groups (Frantar et al. 2023)", ("quantization",), _fitted(gptq)),
         "gptq-actorder": Method(
             "GPTQ, inputs of largest energy first",
@@ -187,7 +193,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "awq": Method("input scales and clipping searched (Lin et al. 2024)", ("quantization",), _awq),
         "awq+wanda": Method("AWQ, then Wanda on its result", ("joint",), _awq_wanda),
         "wanda+awq": Method("Wanda, then AWQ on what is left", ("joint",), _wanda_awq),
-        "svd": Method("singular value decomposition of W", ("low rank",), _factored(svd)),
+        "svd": Method("singular value decomposition of W", ("low rank",), _factored(svd), calibrated=False),
         "asvd": Method("activation-aware SVD, the low-rank optimum", ("low rank",), _factored(asvd)),
         "awp": Method(
             "projected gradient descent (Liu et al. 2025)",

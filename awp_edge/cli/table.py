@@ -19,6 +19,7 @@ from ..calibrate.text import read_text
 from ..convergence import convergence
 from ..errors import UsageError
 from ..evaluate import Evaluation, LogitsSource, evaluate
+from ..methods import METHODS
 from ..models import ModelFolder
 from ..problem import Problem
 from ..record import machine
@@ -109,7 +110,8 @@ class Subset:
 def table(options: TableChoice) -> Outcome:
     """Compress by every method and measure: the paper's tables for a model of your own.
 
-    One calibration (or several, for a spread) serves all rows; every row is written when it is done.
+    One calibration (or several, for a spread) serves all rows; every row is written when it is done. A method that
+    does not look at activations is run once.
     """
     choice = Choice(options.methods, options.rows)
     rows = list(
@@ -165,6 +167,8 @@ class _Run:
                   "protocol": self._protocol(dense), "machine": machine()}  # fmt: skip
         for subset in self._subsets:
             for row in rows:
+                if done[row.name] and not METHODS[row.spec.method].calibrated:
+                    continue
                 step = f"{row.name}, {subset.statistics.name}"
                 asked = {
                     **self._key, **asdict(row.spec), "statistics": str(subset.statistics), "seed": subset.seed,
