@@ -20,7 +20,7 @@ from .solvers.base import Run, Stop, minimise
 from .solvers.nearest_plane import Order
 from .solvers.pgd import Pgd, iterate
 from .solvers.refit import refit
-from .solvers.swap import Columns, swap
+from .solvers.swap import Columns, Swaps, swap
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Backend(Protocol):
         theta: Array,
         *,
         labels: Columns,
-        candidates: int,
+        method: Swaps,
         least: NDArray[np.float64],
     ) -> Array:
         """Return Theta after exact 1-swaps among each row's likeliest candidates."""
@@ -148,11 +148,11 @@ class NumpyBackend:
         theta: Array,
         *,
         labels: Columns,
-        candidates: int,
+        method: Swaps,
         least: NDArray[np.float64],
     ) -> Array:
         """Return Theta after exact 1-swaps among each row's likeliest candidates."""
-        return swap(problem, mask, theta, labels=labels, candidates=candidates, least=least, engine=self)
+        return swap(problem, mask, theta, labels=labels, method=method, least=least, engine=self)
 
     def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:
         """Return each group's candidate with the least weighted rounding error."""
@@ -241,12 +241,12 @@ class NativeBackend:
         theta: Array,
         *,
         labels: Columns,
-        candidates: int,
+        method: Swaps,
         least: NDArray[np.float64],
     ) -> Array:
         """Return Theta after exact 1-swaps among each row's likeliest candidates."""
         return native.swap(
-            problem, mask, theta, labels=labels, candidates=candidates, least=least, threads=self.threads
+            problem, mask, theta, labels=labels, method=method, least=least, threads=self.threads
         )
 
     def cheapest_range(self, weight: Array, importance: Array, found: ranges.Candidates) -> NDArray[np.int32]:

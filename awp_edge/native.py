@@ -26,7 +26,7 @@ from .solvers.descent import PASSES
 from .solvers.nearest_plane import Order
 from .solvers.pgd import Pgd, ramped, step_size
 from .solvers.ranges import Candidates
-from .solvers.swap import Columns
+from .solvers.swap import Columns, Swaps
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def swap(
     theta: Array,
     *,
     labels: Columns,
-    candidates: int,
+    method: Swaps,
     least: NDArray[np.float64],
     threads: int | None = None,
 ) -> Array:
@@ -196,7 +196,8 @@ def swap(
         np.ascontiguousarray(labels, dtype=np.int64)[None],
         np.ascontiguousarray(least, dtype=np.float64)[None],
         out,
-        candidates=candidates,
+        candidates=method.candidates,
+        patience=method.patience,
         threads=thread_count(threads),
     )
     return out

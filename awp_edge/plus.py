@@ -16,19 +16,19 @@ from .solvers.admm import Admm, scaled
 from .solvers.base import FIXED_POINT, Run
 from .solvers.quantize import quantize
 from .solvers.scaling import conditional_variance
-from .solvers.swap import Columns
+from .solvers.swap import Columns, Swaps
 
 
 @dataclass(frozen=True)
 class Effort:
     """Set how long the stages run: the mask search, the steps of the refit behind it, the exact swaps.
 
-    swaps: candidates in a row.  worth: share of its f that a row must promise to gain; others are not tried.
+    swaps: None makes none.  worth: share of its f that a row must promise to gain; others are not tried.
     """
 
     search: Admm
     refit: int
-    swaps: int = 0
+    swaps: Swaps | None = None
     worth: float = 0.0
 
 
@@ -37,8 +37,8 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
         "fast": Effort(Admm(steps=8), refit=4),
         # A row gains about half of what it promises. On SmolLM2-135M these are a quarter to nearly all rows of an
         # output projection, where heads make blocks of correlated inputs, and about a tenth of others.
-        "default": Effort(Admm(steps=20), refit=8, swaps=24, worth=0.02),
-        "max": Effort(Admm(steps=40), refit=16, swaps=48),
+        "default": Effort(Admm(steps=20), refit=8, swaps=Swaps(24), worth=0.02),
+        "max": Effort(Admm(steps=40), refit=16, swaps=Swaps(48, patience=40)),
     }
 )
 
@@ -92,9 +92,9 @@ def _search(
     theta, rows = engine.refit(problem, found != 0, found, steps=effort.refit)
     objectives = [float(rows.sum())]
     labels = swap_labels(support, problem.shape[1])
-    if effort.swaps and labels is not None:
+    if effort.swaps is not None and labels is not None:
         least = effort.worth * rows
-        other = engine.swap(problem, theta != 0, theta, labels=labels, candidates=effort.swaps, least=least)
+        other = engine.swap(problem, theta != 0, theta, labels=labels, method=effort.swaps, least=least)
         other, others = engine.refit(problem, other != 0, other, steps=1)
         better = others < rows  # not where a swap came to nothing finite
         theta = np.where(better[:, None], other, theta)

@@ -28,7 +28,7 @@ from awp_edge.plus import swap_labels
 from awp_edge.solvers.admm import Admm, admm, proximal_matrix, scaled
 from awp_edge.solvers.refit import refit
 from awp_edge.solvers.scaling import conditional_variance
-from awp_edge.solvers.swap import best_swaps, swap, swap_gains
+from awp_edge.solvers.swap import Swaps, best_swaps, swap, swap_gains
 
 NUMPY = NumpyBackend()
 SUPPORTS: dict[str, Support] = {
@@ -164,7 +164,8 @@ def test_gains_are_those_of_solving_again(n: int, data: st.DataObject) -> None:
 def test_no_swap_is_left(n: int, data: st.DataObject) -> None:
     schur, linear = definite(n, data.draw(st.integers(0, 999)))
     inside = np.arange(n) < data.draw(st.integers(1, n - 1))
-    y = best_swaps(schur, linear, inside, labels=np.zeros(n, dtype=np.intp))
+    patience = data.draw(st.integers(0, 5))
+    y = best_swaps(schur, linear, inside, labels=np.zeros(n, dtype=np.intp), patience=patience)
     kept, absent = np.flatnonzero(y), np.flatnonzero(y == 0)
     reached = lowest(schur, linear, kept)
     assert len(kept) == inside.sum() and reached <= lowest(schur, linear, np.flatnonzero(inside)) + 1e-12
@@ -172,11 +173,29 @@ def test_no_swap_is_left(n: int, data: st.DataObject) -> None:
         assert lowest(schur, linear, np.append(np.delete(kept, u), p)) >= reached * (1 + 1e-6)
 
 
+def test_patience_leaves_supports_where_no_swap_gains() -> None:
+    inside, labels, ends = np.arange(14) < 5, np.zeros(14, dtype=np.intp), []
+    for seed in range(30):
+        schur, linear = definite(14, seed)
+        found = [
+            lowest(
+                schur, linear, np.flatnonzero(best_swaps(schur, linear, inside, labels=labels, patience=p))
+            )
+            for p in (0, 10)
+        ]
+        least = min(lowest(schur, linear, np.array(s)) for s in itertools.combinations(range(14), 5))
+        assert least * (1 + 1e-9) <= found[1] <= found[0]
+        ends.append([f <= least * (1 - 1e-9) for f in found])
+    missed = 30 - np.sum(ends, axis=0)
+    assert missed[1] < missed[0]
+
+
 def test_labels_forbid_swaps() -> None:
     schur, linear = definite(6, 1)
     inside = np.arange(6) < 3
-    y = best_swaps(schur, linear, inside, labels=np.array([0, 0, 0, 1, 1, 1]))
-    assert_same_bits(y != 0, inside)
+    for patience in (0, 3):
+        y = best_swaps(schur, linear, inside, labels=np.array([0, 0, 0, 1, 1, 1]), patience=patience)
+        assert_same_bits(y != 0, inside)
 
 
 @pytest.mark.parametrize("gram", GRAM_KINDS)
@@ -188,7 +207,7 @@ def test_swaps_never_raise_f_and_stay_in_the_support(gram: str) -> None:
         mask = support.select(np.square(problem.weight) * problem.gram.diagonal())
         theta, before = refit(problem, mask, problem.weight * mask, steps=60, engine=NUMPY)
         found = swap(
-            problem, mask, theta, labels=labels, candidates=8, least=np.zeros(len(mask)), engine=NUMPY
+            problem, mask, theta, labels=labels, method=Swaps(8), least=np.zeros(len(mask)), engine=NUMPY
         )
         size = problem.objective(np.zeros(problem.shape))
         assert Sparse(support).contains(found)
@@ -201,7 +220,7 @@ def test_candidates_are_pairs_that_may_be_swapped() -> None:
     mask = np.array([[True, True, False, False, True, True, False, False]])
     problem, labels = Problem(weight, np.eye(8)), swap_labels(NM(2, 4), 8)
     for engine in (NUMPY, NativeBackend()) if native.available() else (NUMPY,):
-        found = engine.swap(problem, mask, weight * mask, labels=labels, candidates=1, least=np.zeros(1))
+        found = engine.swap(problem, mask, weight * mask, labels=labels, method=Swaps(1), least=np.zeros(1))
         assert np.allclose(found, [[1, 9, 0, 0, 8, 0, 4, 0]], atol=1e-5)
 
 
@@ -210,7 +229,7 @@ def test_a_row_without_a_definite_matrix_stays() -> None:
     gram = np.array([[1.0, 1.01, 0.0], [1.01, 1.0, 0.0], [0.0, 0.0, 1.0]])
     weight, mask = np.array([[1.0, 0.5, 3.0]]), np.array([[True, True, False]])
     found = NUMPY.swap(
-        Problem(weight, gram), mask, weight * mask, labels=np.zeros(3, dtype=np.intp), candidates=2,
+        Problem(weight, gram), mask, weight * mask, labels=np.zeros(3, dtype=np.intp), method=Swaps(2),
         least=np.zeros(1),
     )  # fmt: skip
     assert np.array_equal(found, weight * mask)
@@ -223,19 +242,24 @@ def test_rows_that_promise_too_little_stay(engine: NumpyBackend | NativeBackend)
     mask = np.array([[True, False, False]] * 2)
     found = engine.swap(
         Problem(weight, np.eye(3)), mask, weight * mask,
-        labels=np.zeros(3, dtype=np.intp), candidates=1, least=np.array([7.5, 7.6]),
+        labels=np.zeros(3, dtype=np.intp), method=Swaps(1), least=np.array([7.5, 7.6]),
     )  # fmt: skip
     assert np.allclose(found, [[0, 4, 0], [1, 0, 0]], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["row", "2:4", "balanced"])
-def test_swaps_agree(isa: str, name: str, dtype: str) -> None:
+@pytest.mark.parametrize("patience", [0, 12])
+def test_swaps_agree(isa: str, name: str, dtype: str, patience: int) -> None:
     problem, tolerance, support = layer(dtype), F_TOLERANCE[dtype], SUPPORTS[name]
     mask = support.select(np.square(problem.weight) * problem.gram.diagonal())
     start = np.where(mask, problem.weight, problem.weight.dtype.type(0))
     theta, before = refit(problem, mask, start, steps=20, engine=NUMPY)
-    options = {"labels": swap_labels(support, 48), "candidates": 10, "least": np.zeros(len(mask))}
+    options = {
+        "labels": swap_labels(support, 48),
+        "method": Swaps(10, patience),
+        "least": np.zeros(len(mask)),
+    }
     reference, *twins = (
         engine.swap(problem, mask, theta, **options)
         for engine in (NUMPY, *(NativeBackend(threads) for threads in (1, 2, 3)))

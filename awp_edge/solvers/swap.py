@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +13,22 @@ from ..problem import Array, Problem
 
 #: A swap must lower f by this share of the energy of the weights it may move.
 TOLERANCE = 1e-7
+#: Swaps for which an entry that was exchanged stays where it is, unless moving it gives the best point so far.
+TENURE = 8
 Columns = NDArray[np.intp]
 Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """Set how far a row is searched.
+
+    candidates: pairs at most.  patience: swaps made beyond the best point, each the one that costs least, before the
+    search goes back to it and ends (tabu search, Glover 1986); with 0 it ends where no swap gains.
+    """
+
+    candidates: int
+    patience: int = 0
 
 
 class Operations(Protocol):
@@ -29,24 +44,24 @@ def swap(
     theta: Array,
     *,
     labels: Columns,
-    candidates: int,
+    method: Swaps,
     least: Float64,
     engine: Operations,
 ) -> Array:
     """Return Theta after exact 1-swaps among each row's likeliest candidates, refitted on the new support.
 
     Among the inputs of a label, the i-th smallest kept weight and the absent one with the i-th largest gradient make a
-    pair; the `candidates` pairs of a row with the largest g^2 - theta^2 are its candidates, and half of the sum of the
-    positive ones predicts what the row can gain. All other kept weights are
-    eliminated, which leaves a quadratic in the candidates alone; there the swap with the largest gain is made until
-    none is left. The result is exact: f falls by the gains.
+    pair; the pairs of a row with the largest g^2 - theta^2 are its candidates, and half of the sum of the positive ones
+    predicts what the row can gain. All other kept weights are eliminated, which leaves a quadratic in the candidates
+    alone; there the swap with the largest gain is made until none is left, or longer (`Swaps`). The result is exact: f
+    falls by the gains.
 
     Args:
         problem: W and C, in coordinates where weights and gradients compare (`conditional_variance`).
         mask: the support, (d_out, d_in).
         theta: refitted on it.
         labels: of every input, (d_in,); only inputs with equal labels may be swapped.
-        candidates: pairs at most.
+        method: how many candidates a row has, and how long it is searched.
         least: f that a row must be predicted to gain, (d_out,); other rows stay as they are.
         engine: the backend.
 
@@ -57,9 +72,10 @@ def swap(
     gradient = engine.product(problem.weight - theta, problem.gram)
     out = theta.copy()
     for row in range(len(theta)):
-        *chosen, gain = _candidates((theta[row], gradient[row], mask[row]), labels, n=candidates)
+        *chosen, gain = _candidates((theta[row], gradient[row], mask[row]), labels, n=method.candidates)
         if gain >= least[row] and all(part.size for part in chosen):
-            _swap_row(problem.gram, gradient[row], out[row], chosen=(*chosen, mask[row]), labels=labels)
+            parts = problem.gram, gradient[row], out[row]
+            _swap_row(*parts, chosen=(*chosen, mask[row]), labels=labels, patience=method.patience)
     return out
 
 
@@ -87,7 +103,13 @@ def _places(labels: Columns, d_in: int) -> Columns:
 
 
 def _swap_row(
-    gram: Array, gradient: Array, theta: Array, *, chosen: tuple[Columns, Columns, Mask], labels: Columns
+    gram: Array,
+    gradient: Array,
+    theta: Array,
+    *,
+    chosen: tuple[Columns, Columns, Mask],
+    labels: Columns,
+    patience: int,
 ) -> None:
     """Change one row in place."""
     leaving, entering, mask = chosen
@@ -101,15 +123,16 @@ def _swap_row(
     n, corner = len(fixed), lower[len(fixed) :, len(fixed) :]
     before = theta[some].astype(np.float64)
     schur = corner @ corner.T
-    after = best_swaps(
-        schur, schur @ before + corner @ seen[n:], np.arange(len(some)) < len(leaving), labels=labels[some]
-    )
+    linear, inside = schur @ before + corner @ seen[n:], np.arange(len(some)) < len(leaving)
+    after = best_swaps(schur, linear, inside, labels=labels[some], patience=patience)
     theta[some] = after
     if n:
         theta[fixed] += np.linalg.solve(lower[:n, :n].T, seen[:n] - lower[n:, :n].T @ (after - before))
 
 
-def best_swaps(schur: Float64, linear: Float64, inside: Mask, *, labels: Columns) -> Float64:
+def best_swaps(
+    schur: Float64, linear: Float64, inside: Mask, *, labels: Columns, patience: int = 0
+) -> Float64:
     """Minimise 1/2 y A y - b y over y with the given support, then over supports one swap away, and so on.
 
     Args:
@@ -117,23 +140,37 @@ def best_swaps(schur: Float64, linear: Float64, inside: Mask, *, labels: Columns
         linear: b, (n,).
         inside: the support, (n,).
         labels: only entries with equal labels may be swapped.
+        patience: as in `Swaps`; no swap from the result gains, whatever it is.
 
-    Returns: y, zero outside the last support.
+    Returns: y, zero outside the best support met.
     """
-    inside = inside.copy()
-    for _ in range(2 * len(inside)):
+    inside, best, until = inside.copy(), inside, np.zeros(len(inside), dtype=int)
+    fallen, most, since = (
+        0.0,
+        0.0,
+        0,
+    )  # what f fell by so far and at the best support, and the swaps after that
+    for step in range(2 * len(inside) * (1 + patience)):
         kept, absent = np.flatnonzero(inside), np.flatnonzero(~inside)
         precision: Float64 = np.linalg.inv(schur[np.ix_(kept, kept)]).astype(np.float64, copy=False)
-        y = precision @ linear[kept]
-        allowed = labels[absent][:, None] == labels[kept]
-        gains = np.where(allowed, swap_gains(schur, linear, precision, kept=kept, absent=absent), -np.inf)
-        best = int(gains.argmax())
-        if not gains.flat[best] > TOLERANCE * float(y @ linear[kept]):
+        gains = swap_gains(schur, linear, precision, kept=kept, absent=absent)
+        enough = most - fallen + TOLERANCE * float(linear[kept] @ precision @ linear[kept])
+        free = (until[absent] <= step)[:, None] & (until[kept] <= step)
+        allowed = (labels[absent][:, None] == labels[kept]) & (free | (gains > enough))
+        if not allowed.any():
             break
-        entering, leaving = np.unravel_index(best, gains.shape)
-        inside[kept[leaving]], inside[absent[entering]] = False, True
+        pair = np.unravel_index(int(np.where(allowed, gains, -np.inf).argmax()), gains.shape)
+        better = bool(gains[pair] > enough)
+        if not better and since == patience:
+            break
+        entering, leaving = absent[pair[0]], kept[pair[1]]
+        inside[leaving], inside[entering] = False, True
+        until[leaving] = until[entering] = step + 1 + TENURE
+        fallen, since = fallen + float(gains[pair]), since + 1
+        if better:
+            best, most, since = inside.copy(), fallen, 0
     found = np.zeros(len(inside))
-    kept = np.flatnonzero(inside)
+    kept = np.flatnonzero(best)
     found[kept] = np.linalg.solve(schur[np.ix_(kept, kept)], linear[kept])
     return found
 

@@ -127,12 +127,15 @@ template <class T> void bind(nb::module_& m) {
   "Refit theta on the mask in place; return f of every row.");
 
   m.def("swap", [](In<T> gram, In<T> gradient, In<bool> mask, In<std::int64_t> labels,
-                   In<double> least, Out<T> theta, std::size_t candidates, std::size_t threads) {
+                   In<double> least, Out<T> theta, std::size_t candidates, std::size_t patience,
+                   std::size_t threads) {
     const View<const std::uint8_t> inside{reinterpret_cast<const std::uint8_t*>(mask.data()), mask.shape(0), mask.shape(1)};
     const nb::gil_scoped_release unlocked;
-    swap<T>({view(gram), view(gradient), inside, view(labels), view(least)}, view(theta), {candidates, threads, check_signals});
+    swap<T>({view(gram), view(gradient), inside, view(labels), view(least)}, view(theta),
+            {candidates, patience, threads, check_signals});
   }, nb::arg("gram").noconvert(), nb::arg("gradient").noconvert(), nb::arg("mask").noconvert(),
-  nb::arg("labels").noconvert(), nb::arg("least").noconvert(), nb::arg("theta").noconvert(), nb::kw_only(), "candidates"_a, "threads"_a,
+  nb::arg("labels").noconvert(), nb::arg("least").noconvert(), nb::arg("theta").noconvert(), nb::kw_only(), "candidates"_a,
+  "patience"_a, "threads"_a,
   "Overwrite theta by the weight after exact 1-swaps.");
 
   m.def("low_rank", [](In<T> weight, In<T> gram, Out<T> left, Out<T> right) {

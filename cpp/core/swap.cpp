@@ -16,8 +16,9 @@ namespace {
 using Columns = std::vector<std::size_t>;
 
 constexpr double kTolerance = 1e-7;
+constexpr std::size_t kTenure = 8;  // swaps for which an exchanged entry stays where it is
 
-// A small dense symmetric problem 1/2 y A y - b y with a support S, swapped greedily to a 1-swap optimum.
+// A small dense symmetric problem 1/2 y A y - b y with a support S, swapped to a 1-swap optimum and beyond.
 //
 // The tableau is A swept on S (Goodnight 1979): with P = (A_SS)^-1 and N the rest it holds -P at (S, S), P A_SN and its
 // transpose at (S, N), A_NN - A_NS P A_SN at (N, N), and beside it t = P b_S and g = b_N - A_NS t. Moving an entry in or
@@ -35,27 +36,46 @@ class SmallProblem {
     for (auto* part : {&b, &y, &pivot_, &precision_, &shift_, &loss_, &gain_}) part->resize(n);
     labels.resize(n);
     inside.resize(n);
+    until_.assign(n, 0);
   }
 
-  // Overwrites A and b by the tableau.
-  void solve() {
+  // Overwrites A and b by the tableau; y is that of the best support met.
+  void solve(std::size_t patience) {
     right_ = b;
     for (std::size_t i = 0; i < n; ++i)
       if (inside[i]) sweep(i, 1);
-    Pair best;
-    for (std::size_t round = 0; round < 2 * n && best_pair(&best); ++round) {
-      sweep(best.leaving, -1);
-      sweep(best.entering, 1);
-      inside[best.leaving] = 0;
-      inside[best.entering] = 1;
+    keep();
+    double fallen = 0, most = 0;  // what f fell by so far, and at the best support
+    Pair pair;
+    for (std::size_t step = 0, since = 0; step < 2 * n * (1 + patience); ++step) {
+      const double enough = most - fallen + prepare();
+      if (!best_pair(step, enough, &pair)) return;
+      const bool better = pair.gain > enough;
+      if (!better && since == patience) return;
+      sweep(pair.leaving, -1);
+      sweep(pair.entering, 1);
+      inside[pair.leaving] = 0;
+      inside[pair.entering] = 1;
+      until_[pair.leaving] = until_[pair.entering] = step + 1 + kTenure;
+      fallen += pair.gain;
+      ++since;
+      if (better) {
+        most = fallen;
+        since = 0;
+        keep();
+      }
     }
-    for (std::size_t i = 0; i < n; ++i) y[i] = inside[i] ? b[i] : 0;
   }
 
  private:
   struct Pair {
     std::size_t entering = 0, leaving = 0;
+    double gain = 0;
   };
+
+  void keep() {
+    for (std::size_t i = 0; i < n; ++i) y[i] = inside[i] ? b[i] : 0;
+  }
 
   // Moves k into the support (sign 1) or out of it (-1).
   void sweep(std::size_t k, double sign) {
@@ -76,8 +96,8 @@ class SmallProblem {
     b[k] = sign * moved;
   }
 
-  // The pair with the largest gain, the first of equals; false where none gains enough.
-  bool best_pair(Pair* best) {
+  // What the gains of all pairs share; returns the least gain that counts.
+  double prepare() {
     double energy = 0;
     for (std::size_t u = 0; u < n; ++u) {
       const double t = b[u], precision = inside[u] ? -1 / a[u * n + u] : 0;
@@ -86,8 +106,12 @@ class SmallProblem {
       shift_[u] = t * precision;
       loss_[u] = inside[u] ? t * t * precision / 2 : std::numeric_limits<double>::infinity();
     }
-    double most = kTolerance * energy;
-    bool found = false;
+    return kTolerance * energy;
+  }
+
+  // The pair with the largest gain, the first of equals, of those that may move or gain enough; false where none may.
+  bool best_pair(std::size_t step, double enough, Pair* best) {
+    best->gain = -std::numeric_limits<double>::infinity();
     for (std::size_t p = 0; p < n; ++p) {
       if (inside[p]) continue;
       const double *row = &a[p * n], left = row[p], gradient = b[p];
@@ -96,26 +120,29 @@ class SmallProblem {
         const double raised = gradient + row[u] * shift_[u];
         gain_[u] = raised * raised / (2 * (left + row[u] * row[u] * precision_[u])) - loss_[u];
       }
-      for (std::size_t u = 0; u < n; ++u)
-        if (gain_[u] > most && labels[p] == labels[u]) most = gain_[u], *best = {p, u}, found = true;
+      for (std::size_t u = 0; u < n; ++u) {
+        const bool free = until_[p] <= step && until_[u] <= step;
+        if (gain_[u] > best->gain && labels[p] == labels[u] && (free || gain_[u] > enough)) *best = {p, u, gain_[u]};
+      }
     }
-    return found;
+    return std::isfinite(best->gain);
   }
 
   std::vector<double> pivot_, right_;
+  std::vector<std::size_t> until_;  // the step from which an entry may move again
   std::vector<double> precision_, shift_, loss_, gain_;  // 1 / P_uu, t_u / P_uu, t_u^2 / (2 P_uu); gains of one p
 };
 
 // One thread's row: the fixed weights first, then the candidates, in one Cholesky factor.
 template <class T> class RowSwap {
  public:
-  void run(const SwapProblem<T>& problem, std::size_t row, T* theta, std::size_t candidates) {
-    choose(problem, row, theta, candidates);
+  void run(const SwapProblem<T>& problem, std::size_t row, T* theta, const SwapOptions& options) {
+    choose(problem, row, theta, options.candidates);
     if (n_leaving_ == 0 || promised() < problem.least.data[row]) return;
     factor(problem.gram);
     forward(problem.gradient.row(row));
     reduce(problem, theta);
-    small_.solve();
+    small_.solve(options.patience);
     write(theta);
   }
 
@@ -255,7 +282,7 @@ template <class T> void swap(const SwapProblem<T>& problem, View<T> theta, const
   ThreadPool pool(options.threads);
   std::vector<RowSwap<T>> rows(pool.threads());
   pool.parallel_for(theta.rows, [&](std::size_t row, std::size_t thread) {
-    rows[thread].run(problem, row, theta.row(row), options.candidates);
+    rows[thread].run(problem, row, theta.row(row), options);
     if (thread == 0 && options.checkpoint) options.checkpoint();
   });
 }

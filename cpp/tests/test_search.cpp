@@ -61,7 +61,7 @@ template <class T> Ends<T> search(const Layer<T>& layer, std::size_t k, std::siz
   ends.swapped = ends.refitted;
   const std::vector<double> least(rows);
   swap<T>({{layer.gram.data(), d, d}, {gradient.data(), rows, d}, inside, {labels.data(), 1, d}, {least.data(), 1, rows}},
-          {ends.swapped.data(), rows, d}, {5, threads, nullptr});
+          {ends.swapped.data(), rows, d}, {5, 4, threads, nullptr});
   return ends;
 }
 

@@ -15,7 +15,7 @@ template <class T> struct SwapProblem {
 };
 
 struct SwapOptions {
-  std::size_t candidates, threads;
+  std::size_t candidates, patience, threads;  // swaps made beyond the best point before a row ends there
   std::function<void()> checkpoint;  // called by the calling thread between rows; may throw to stop the run
 };
 
