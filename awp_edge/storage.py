@@ -92,7 +92,7 @@ class TensorFile:
         with _reading(self.path), self.path.open("rb") as file:
             file.seek(self._start + begin)
             # Not np.fromfile: a Ctrl-C that meets its check of the file's type comes out as a TypeError.
-            count = file.readinto(memoryview(bits).cast("B")) if bits.size else 0
+            count = file.readinto(bits.data.cast("B")) if bits.size else 0
         if count != end - begin:
             raise AwpError(f"{self.path}: {name} has {count} of {end - begin} bytes; copy the file again")
         return StoredTensor(entry["dtype"], bits.reshape(entry["shape"]))
