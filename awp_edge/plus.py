@@ -37,8 +37,8 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
         "fast": Effort(Admm(steps=8), refit=4),
         # A row gains about half of what it promises. On SmolLM2-135M these are a quarter to nearly all rows of an
         # output projection, where heads make blocks of correlated inputs, and about a tenth of others.
-        "default": Effort(Admm(steps=36), refit=8, swaps=Swaps(24, patience=20), worth=0.02),
-        "max": Effort(Admm(steps=80), refit=16, swaps=Swaps(48, patience=40)),
+        "default": Effort(Admm(steps=20), refit=8, swaps=Swaps(24), worth=0.02),
+        "max": Effort(Admm(steps=40), refit=16, swaps=Swaps(48, patience=40)),
     }
 )
 

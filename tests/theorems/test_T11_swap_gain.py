@@ -122,7 +122,12 @@ def test_the_packages_swaps_never_rise(backend: str, layer: Layer) -> None:
     assume(np.linalg.eigvalsh(gram)[0] > 1e-4 * np.abs(gram).max() and 0 < support.sum() < D)
     problem, start = Problem(row[None], gram), refit(gram, row, support)
     found = resolve(backend).swap(
-        problem, support[None], start[None], labels=np.zeros(D, np.intp), candidates=D, least=np.zeros(1)
+        problem,
+        support[None],
+        start[None],
+        labels=np.zeros(D, np.intp),
+        method=swap.Swaps(D),
+        least=np.zeros(1),
     )
     assert np.count_nonzero(found) <= support.sum()
     size = problem.objective(np.zeros((1, D)))
