@@ -145,11 +145,8 @@ def best_swaps(
     Returns: y, zero outside the best support met.
     """
     inside, best, until = inside.copy(), inside, np.zeros(len(inside), dtype=int)
-    fallen, most, since = (
-        0.0,
-        0.0,
-        0,
-    )  # what f fell by so far and at the best support, and the swaps after that
+    # What f fell by so far and at the best support, and the swaps after that.
+    fallen, most, since = 0.0, 0.0, 0
     for step in range(2 * len(inside) * (1 + patience)):
         kept, absent = np.flatnonzero(inside), np.flatnonzero(~inside)
         precision: Float64 = np.linalg.inv(schur[np.ix_(kept, kept)]).astype(np.float64, copy=False)
