@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .backend import Backend
 from .errors import AwpError, UsageError
 from .problem import Array, Problem
-from .solvers.quantize import MASKED_DAMPING, damped, rounding_order
+from .solvers.quantize import MASKED_DAMPING, rounding_order
 from .solvers.scaling import conditional_variance
 
 ALLOCATIONS = ("uniform", "layer", "row")
@@ -150,7 +150,7 @@ def bit_prices(weight: Array, gram: Array, rows: Array, *, group_size: int, engi
 
     Cost: one Cholesky factor.
     """
-    certain = damped(Problem(weight, gram), MASKED_DAMPING).gram
+    certain = Problem(weight, gram).damped(MASKED_DAMPING).gram
     order = rounding_order("energy", certain)
     variance = np.empty_like(certain[0])
     variance[order] = np.square(engine.factor(certain, order).diagonal())

@@ -25,7 +25,7 @@ from .baselines import (
     wanda_mask,
 )
 from .constraints import Dense, LowRank, Reals, Sparse, interleaved
-from .plus import plus
+from .plus import DAMPING, plus
 from .problem import Array, Problem
 from .solvers.base import Result, Stop, encode, low_rank_result
 from .solvers.pgd import Pgd
@@ -51,13 +51,14 @@ class Solver(Protocol):
 class Method:
     """Name a composition of solvers: what it is, what it can do and how.
 
+    adjustable: whether it heeds effort and damping.
     calibrated: False where C does not change what it makes of a weight.
     """
 
     summary: str
     kinds: tuple[str, ...]
     run: Solver
-    takes_effort: bool = False
+    adjustable: bool = False
     calibrated: bool = True
 
     def handles(self, kind: str) -> bool:
@@ -167,11 +168,17 @@ def _pgd(
 
 
 def _awp_plus(
-    problem: Problem, constraint: Sparse | LowRank, *, engine: Backend, effort: str = "default"
+    problem: Problem,
+    constraint: Sparse | LowRank,
+    *,
+    engine: Backend,
+    effort: str = "default",
+    damping: float | None = None,
 ) -> Result:
     if isinstance(constraint, LowRank):
         return _factored(asvd)(problem, constraint, engine=engine)
-    return finish(plus(problem, constraint, effort=effort, engine=engine))
+    known = DAMPING if damping is None else damping
+    return finish(plus(problem, constraint, effort=effort, damping=known, engine=engine))
 
 
 #: Every method by the name the command line and the reports use.
@@ -204,7 +211,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "splitting search, refit, nearest plane, coordinate descent: the least error per second",
             ("pruning", "quantization", "joint", "low rank"),
             _awp_plus,
-            takes_effort=True,
+            adjustable=True,
         ),
     }
 )
@@ -244,7 +251,7 @@ def compress_layer(
 
 def _run(problem: Problem, constraint: Sparse | LowRank, spec: CompressSpec, *, engine: Backend) -> Result:
     method = METHODS[spec.method]
-    options = {"effort": spec.effort} if method.takes_effort else {}
+    options = {"effort": spec.effort, "damping": spec.damping} if method.adjustable else {}
     return method.run(problem, constraint, engine=engine, **options)
 
 

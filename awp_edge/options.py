@@ -15,6 +15,8 @@ from .methods import CompressSpec
 AUTO_GROUP_SIZES = (128, 64, 32)
 #: Loss gradients are taken on this many tokens at most; their head runs on so many positions at a time.
 GRADIENT_TOKENS, HEAD_TOKENS = 32768, 256
+#: Damping of a spec that names none: C is estimated from the calibration text.
+DAMPING = 0.03
 OFFERED_GROUP_SIZES = (256, 128, 64, 32, 16)
 
 
@@ -53,13 +55,15 @@ class CompressOptions:
 
 
 def fit_spec(options: CompressOptions, layers: Sequence[LinearInfo]) -> CompressSpec:
-    """Return the spec with its group size settled, once every layer allows it.
+    """Return the spec with its group size and damping settled, once every layer allows it.
 
     Raises: UsageError where there is no layer, a group size or pattern does not divide d_in, or nothing would be kept.
     """
     if not layers:
         raise UsageError("there is no linear layer to compress; give fewer --skip patterns")
     spec = options.spec
+    if spec.damped and spec.damping is None:
+        spec = replace(spec, damping=DAMPING)
     if options.allocate != "uniform":
         _check_allocation(options.allocate, spec)
     if spec.bits is not None:

@@ -32,9 +32,9 @@ CALIBRATION_EFFICIENCY, SOLVE_EFFICIENCY = 0.5, 0.6
 #: What solving takes, in products W C: the paper's steps; measured on SmolLM2-135M for awp-plus, by kind and effort.
 _PRODUCTS = {
     "awp": {"pruning": 200, "quantization": 10, "joint": 110},
-    "awp-plus": {"pruning": 40, "quantization": 45, "joint": 100},
+    "awp-plus": {"pruning": 48, "quantization": 45, "joint": 108},
 }
-_EFFORT = {"fast": 0.4, "default": 1.0, "max": 2.5}
+_EFFORT = {"fast": 0.35, "default": 1.0, "max": 3.5}
 _DEFAULTS = {"self": (16, 1024)}
 _TEXT_DEFAULTS = (64, 2048)
 

@@ -61,6 +61,17 @@ class Problem:
         """Return L = lambda_max(C), the Lipschitz constant of the gradient; cost O(d_in^3)."""
         return max(0.0, float(np.linalg.eigvalsh(self.gram)[-1]))
 
+    def damped(self, share: float) -> Problem:
+        """Return the problem with a share of every C_jj added to it (of their mean, for inputs that are never active).
+
+        It makes C definite, and holds weights near their own values along directions that the tokens of C hardly show.
+        """
+        diagonal = self.gram.diagonal()
+        mean = float(diagonal.mean()) or 1.0
+        gram = self.gram.copy()
+        np.fill_diagonal(gram, diagonal + share * np.maximum(diagonal, 1e-6 * mean).astype(gram.dtype))
+        return Problem(self.weight, gram)
+
     def relative_error(self, theta: Array) -> float:
         """Return f(Theta) / f(0), which compares across layers; 0/0 counts as 0."""
         return ratio(self.objective(theta), self.objective(np.zeros_like(self.weight)))

@@ -26,6 +26,9 @@ class CompressSpec:
         group_size: inputs that share a scale: consecutive ones; for K/64 those of consecutive blocks, a multiple of 64.
         rank: an integer is a rank, a fraction below 1 a share of the parameters; excludes the others.
         effort: "fast", "default" or "max".
+        damping: share of every C_jj that awp-plus sees added to it while it prunes, from 0 up. None adds next to
+            nothing in `compress_layer`, where C counts as exact, and what has proved itself for a model, whose C is
+            an estimate (`options.DAMPING`).
 
     Raises:
         UsageError: values out of range, or options that contradict each other.
@@ -38,6 +41,7 @@ class CompressSpec:
     group_size: int = 64
     rank: float | None = None
     effort: str = "default"
+    damping: float | None = None
 
     def __post_init__(self) -> None:
         from .methods import METHODS  # the table's bodies take a spec's constraint, so it comes second
@@ -55,6 +59,14 @@ class CompressSpec:
             raise UsageError(
                 f"method {self.method!r} does not do {self.kind}: it does {' and '.join(method.kinds)}"
             )
+        self._check_damping()
+
+    @property
+    def damped(self) -> bool:
+        """Return whether the method prunes, and sees C with damping when it does."""
+        from .methods import METHODS
+
+        return METHODS[self.method].adjustable and self.kind in ("pruning", "joint")
 
     @property
     def kind(self) -> str:
@@ -114,6 +126,17 @@ class CompressSpec:
         if self.rank >= 1:
             return min(int(self.rank), *shape)
         return max(1, int(self.rank * shape[0] * shape[1] / (shape[0] + shape[1])))
+
+    def _check_damping(self) -> None:
+        if self.damping is None:
+            return
+        if not 0 <= self.damping < np.inf:
+            raise UsageError(f"damping must be a share from 0 up, got {self.damping:g}")
+        if not self.damped:
+            raise UsageError(
+                f"damping {self.damping:g} does nothing for {self.method} {self.kind}: it is for {DEFAULT_METHOD} "
+                "where it prunes"
+            )
 
     def _check_pattern(self) -> None:
         if self.pattern == "row":

@@ -220,3 +220,15 @@ def round_with_feedback(
         q[j] = options[np.abs(options - target[0]).argmin()]
         errors[j] = target[0] - q[j]
     return q, errors
+
+
+def least_squares(problem: Problem, row: int, mask: np.ndarray) -> float:
+    """Return the smallest f of one row on a support, by the normal equations."""
+    inside, residual = np.flatnonzero(mask), problem.weight[row].copy()
+    if inside.size:
+        gram = problem.gram[np.ix_(inside, inside)]
+        residual[inside] -= np.linalg.lstsq(gram, problem.gram[inside] @ problem.weight[row], rcond=None)[0]
+    return 0.5 * float(residual @ problem.gram @ residual)
+
+
+# ------------------------------------------------------------------------------------------------ refit

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from awp_edge.compress import Interrupted, compress_model
 from awp_edge.errors import AwpError, UsageError
 from awp_edge.methods import CompressSpec, compress_layer
 from awp_edge.models import ModelFolder
-from awp_edge.options import CompressOptions, fit_spec
+from awp_edge.options import DAMPING, CompressOptions, fit_spec
 from awp_edge.plan import peak_memory_bytes
 from awp_edge.problem import Problem
 from awp_edge.record import CompressSummary, Event, Progress
@@ -44,7 +45,7 @@ def test_blocks_see_the_stream_of_the_compressed_blocks_before_them(model: Path,
     state = tmp_path / "by-hand"
     state.mkdir()
     source = toy_stack.ToySource(ModelFolder(model), state)
-    spec, errors = CompressSpec(sparsity=0.5), []
+    spec, errors = CompressSpec(sparsity=0.5, damping=DAMPING), []
     for block in range(source.n_blocks):
         grams, weights = source.statistics(block), {}
         for info in source.linears(block):
@@ -111,6 +112,20 @@ def test_automatic_group_size(widths: tuple[int, ...], expected: int) -> None:
     layers = [LinearInfo(f"l{width}", f"l{width}", (8, width)) for width in widths]
     options = CompressOptions(CompressSpec(method="rtn", bits=4), auto_group_size=True)
     assert fit_spec(options, layers).group_size == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"sparsity": 0.5}, DAMPING),
+        ({"sparsity": 0.5, "damping": 0.2}, 0.2),
+        ({"bits": 4}, None),
+        ({"method": "wanda", "sparsity": 0.5}, None),
+    ],
+)
+def test_a_model_is_pruned_with_damping(asked: dict[str, Any], expected: float | None) -> None:
+    layers = [LinearInfo("a", "a", (8, 128))]
+    assert fit_spec(CompressOptions(CompressSpec(**asked)), layers).damping == expected
 
 
 @pytest.mark.parametrize(

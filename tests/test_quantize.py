@@ -17,7 +17,7 @@ from awp_edge.backend import Backend, NativeBackend, NumpyBackend, resolve
 from awp_edge.constraints import BITS, BoundGrid
 from awp_edge.solvers.descent import descend
 from awp_edge.solvers.nearest_plane import factor, masked_nearest_plane, nearest_plane
-from awp_edge.solvers.quantize import damped, quantize, rounding_order
+from awp_edge.solvers.quantize import DAMPING, quantize, rounding_order
 from awp_edge.solvers.ranges import candidates, cheapest_range
 
 REFERENCE = NumpyBackend()
@@ -30,7 +30,7 @@ def layer(dtype: str = "float64", *, shape: tuple[int, int] = (70, 96), gram: st
         make_weight("heavy tails", shape, dtype, seed=1),
         make_gram(gram, shape[1], dtype, seed=2),
     )
-    return damped(Problem(weight, matrix))
+    return Problem(weight, matrix).damped(DAMPING)
 
 
 def half_mask(shape: tuple[int, int]) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_a_searched_range_clips_an_outlier_that_costs_little() -> None:
 # ------------------------------------------------------------------------------------------------ nearest plane
 @pytest.mark.parametrize("d", [1, 2, 31, 32, 33, 130])
 def test_factors_agree(isa: str, d: int) -> None:
-    gram = damped(Problem(np.ones((1, d)), make_gram("few samples", d, "float64", seed=d))).gram
+    gram = Problem(np.ones((1, d)), make_gram("few samples", d, "float64", seed=d)).damped(DAMPING).gram
     order = np.random.default_rng(d).permutation(d)
     upper = native.factor(gram, order)
     assert not np.tril(upper, -1).any()
@@ -116,7 +116,7 @@ def plain_nearest_plane(problem: Problem, grid: BoundGrid, order: np.ndarray) ->
 
 @given(problems((2, 6), gram_kinds=("samples", "log spectrum", "spiked")), st.permutations(range(6)))
 def test_rounding_is_to_the_conditional_optimum(problem: Problem, order: list[int]) -> None:
-    problem = damped(problem)
+    problem = problem.damped(DAMPING)
     grid = IntGrid(3, 3).fit(problem.weight)
     theta = nearest_plane(problem.weight, factor(problem.gram, np.array(order)), np.array(order), grid=grid)
     expected = plain_nearest_plane(problem, grid, np.array(order))

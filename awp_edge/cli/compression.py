@@ -117,6 +117,13 @@ class SpecChoice(Options):
         ),
     ] = "uniform"
     effort: Annotated[str, typer.Option(metavar="|".join(EFFORTS), help="Time against quality.")] = "default"
+    damping: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of every input's energy that awp-plus adds to C: more for little calibration text.",
+        ),
+    ] = None
     backend: Annotated[str, typer.Option(metavar="auto|numpy|native", help="Who solves.")] = "auto"
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="T", help="Threads; all usable cores by default.")
@@ -151,6 +158,7 @@ class SpecChoice(Options):
             bits=self.bits,
             rank=self.rank,
             effort=self.effort,
+            damping=self.damping,
             **({} if self.group_size == "auto" else {"group_size": _whole(self.group_size)}),
         )
         return CompressOptions(

@@ -71,15 +71,6 @@ def quantize(
     return _Quantizer(problem, constraint, mask, engine=engine).run(start, efforts[effort])
 
 
-def damped(problem: Problem, share: float = DAMPING) -> Problem:
-    """Return the problem with a share of every C_jj added to it (of their mean, for inputs that are never active)."""
-    diagonal = problem.gram.diagonal()
-    mean = float(diagonal.mean()) or 1.0
-    gram = problem.gram.copy()
-    np.fill_diagonal(gram, diagonal + share * np.maximum(diagonal, 1e-6 * mean).astype(gram.dtype))
-    return Problem(problem.weight, gram)
-
-
 def rounding_order(name: str, gram: Array, variance: Array | None = None) -> Order:
     """Return an order of columns: "natural", "energy" (descending C_jj) or "redundancy" (descending C_jj / variance).
 
@@ -108,7 +99,7 @@ class _Quantizer:
 
     def __init__(self, problem: Problem, constraint: Sparse, mask: Mask | None, *, engine: Backend) -> None:
         share = DAMPING if mask is None else MASKED_DAMPING
-        self._true, self._problem, self._engine = problem, damped(problem, share), engine
+        self._true, self._problem, self._engine = problem, problem.damped(share), engine
         self._constraint, self._mask = constraint, mask
         values = constraint.values
         spec = values.spec if isinstance(values, BoundGrid) else values

@@ -1,0 +1,94 @@
+"""awp-plus where it prunes: what it reaches, what it must never do, and what damping is for."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles import least_squares
+from strategies import DTYPES, GRAM_KINDS, make_gram, make_weight
+
+from awp_edge import CompressSpec, Problem, compress_layer
+from awp_edge.plus import EFFORTS
+
+
+def layer(dtype: str, gram: str = "samples", shape: tuple[int, int] = (35, 48)) -> Problem:
+    return Problem(make_weight("heavy tails", shape, dtype, seed=3), make_gram(gram, shape[1], dtype, seed=4))
+
+
+@pytest.mark.parametrize("gram", GRAM_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_awp_plus_is_never_worse_than_its_start(gram: str, dtype: str) -> None:
+    problem = layer(dtype, gram)
+    for options in ({"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.9}, {"sparsity": 0.01}):
+        plus, wanda = (
+            compress_layer(problem.weight, problem.gram, CompressSpec(method=name, **options)).objective
+            for name in ("awp-plus", "wanda")
+        )
+        assert plus <= wanda * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("gram", ["samples", "spiked", "few samples"])
+def test_awp_plus_beats_algorithm_1(gram: str) -> None:
+    problem = layer("float64", gram)
+    plus, awp = (
+        compress_layer(problem.weight, problem.gram, CompressSpec(method=name, sparsity=0.5)).objective
+        for name in ("awp-plus", "awp")
+    )
+    assert plus < awp
+
+
+def test_awp_plus_comes_close_to_the_optimum() -> None:
+    ratios = []
+    for seed in range(12):
+        inputs = np.random.default_rng(seed).normal(size=(30, 9)) @ np.random.default_rng(seed + 50).normal(
+            size=(9, 9)
+        )
+        problem = Problem(np.random.default_rng(seed + 100).normal(size=(1, 9)), inputs.T @ inputs / 30)
+        best = min(
+            least_squares(problem, 0, np.isin(np.arange(9), kept))
+            for kept in itertools.combinations(range(9), 4)
+        )
+        spec = CompressSpec(method="awp-plus", sparsity=5 / 9, effort="max", damping=0.0)
+        ratios.append(compress_layer(problem.weight, problem.gram, spec).objective / best)
+    assert min(ratios) > 1 - 1e-9
+    assert sum(ratio < 1.001 for ratio in ratios) >= 8
+
+
+def test_damping_is_a_share_of_every_energy_added_to_c() -> None:
+    problem = layer("float64", "samples")
+    seen = problem.damped(0.1)
+    given, added = (
+        compress_layer(p.weight, p.gram, CompressSpec(sparsity=0.5, damping=damping)).theta
+        for p, damping in ((problem, 0.1), (seen, 0.0))
+    )
+    np.testing.assert_array_equal(given, added)
+
+
+@pytest.mark.parametrize("spec", [{"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.8}])
+def test_damping_pays_on_inputs_that_were_not_seen(spec: dict[str, Any]) -> None:
+    found: dict[float, list[float]] = {0.0: [], 0.03: []}
+    d = 48
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        mixing, weight = rng.normal(size=(d // 2, d)), rng.normal(size=(40, d))
+        true = Problem(weight, mixing.T @ mixing / d + 0.05 * np.eye(d))
+        inputs = rng.normal(size=(2 * d, d)) @ np.linalg.cholesky(true.gram).T
+        for damping, errors in found.items():
+            theta = compress_layer(
+                weight, inputs.T @ inputs / (2 * d), CompressSpec(damping=damping, **spec)
+            ).theta
+            errors.append(true.relative_error(theta))
+    assert np.mean(found[0.03]) < np.mean(found[0.0])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "native"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_stay_finite_where_c_is_singular(dtype: str, backend: str) -> None:
+    problem = layer(dtype, "few samples")
+    for effort in EFFORTS:
+        spec = CompressSpec(sparsity=0.5, effort=effort)
+        theta = compress_layer(problem.weight, problem.gram, spec, backend=backend).theta
+        assert np.abs(theta).max() < 100 * np.abs(problem.weight).max()
