@@ -20,7 +20,7 @@ from .solvers.swap import Columns, Swaps
 
 #: Share of every C_jj that the stages of pruning see added to it where C counts as exact: enough to keep weights
 #: finite along directions that C does not have.
-DAMPING = 0.001
+DAMPING = 0.0003
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def plus(
     return replace(rounded, objectives=history, residuals=residuals, n_iter=len(history) - 1)
 
 
-def prune(problem: Problem, support: Support, *, effort: Effort, damping: float, engine: Backend) -> Run:
+def prune(
+    problem: Problem, support: Support, *, effort: Effort, damping: float = DAMPING, engine: Backend
+) -> Run:
     """Return a sparse Theta, (d_out, d_in), and f after every stage that was kept, Wanda's mask first.
 
     Stages: Wanda; the splitting search in coordinates of unit conditional variance, where the penalty 1 weighs a kept

@@ -73,7 +73,12 @@ class Choice:
 
 
 def table_rows(
-    table: str, *, group_size: int, effort: str = "default", choice: Choice = Choice()
+    table: str,
+    *,
+    group_size: int,
+    effort: str = "default",
+    damping: float | None = None,
+    choice: Choice = Choice(),
 ) -> Iterator[Row]:
     """Yield the rows of a table, one for every method that does what a setting asks; "all" holds every setting once.
 
@@ -91,7 +96,8 @@ def table_rows(
         asked = CompressSpec(group_size=group_size, effort=effort, **setting)
         for method in METHODS:
             if METHODS[method].handles(asked.kind):
-                row = Row(setting_name(asked), replace(asked, method=method))
+                spec = replace(asked, method=method)
+                row = Row(setting_name(asked), replace(spec, damping=damping) if spec.damped else spec)
                 if choice.takes(row):
                     found = True
                     yield row

@@ -49,6 +49,12 @@ def test_rows_of_chosen_methods() -> None:
     ]  # fmt: skip
 
 
+def test_damping_is_for_rows_that_heed_it() -> None:
+    rows = {row.name: row.spec.damping for row in table_rows(ALL, group_size=64, damping=0.1)}
+    assert rows["awp-plus 50%"] == rows["awp-plus 32/64 + INT4"] == 0.1
+    assert {rows[name] for name in ("awp-plus INT4", "awp-plus rank 50%", "awp 50%", "wanda 2:4")} == {None}
+
+
 def test_all_holds_every_setting_once() -> None:
     found = settings_of(ALL)
     assert all(setting in found for settings in SETTINGS.values() for setting in settings)

@@ -66,6 +66,10 @@ class TableChoice(Options):
     ] = None
     group_size: Annotated[int, typer.Option(min=1, metavar="G", help="Inputs that share a scale.")] = 64
     effort: Annotated[str, typer.Option(metavar="|".join(EFFORTS), help="Time against quality.")] = "default"
+    damping: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="As in compress, for the rows where awp-plus prunes."),
+    ] = None
     samples: Annotated[int | None, typer.Option(min=1, metavar="N", help="Calibration windows.")] = None
     seq_len: Annotated[int, typer.Option(min=2, metavar="L", help="Tokens per window, in both.")] = 2048
     windows: Annotated[int | None, typer.Option(min=1, help="Windows of each text; all by default.")] = None
@@ -115,7 +119,13 @@ def table(options: TableChoice) -> Outcome:
     """
     choice = Choice(options.methods, options.rows)
     rows = list(
-        table_rows(options.table, group_size=options.group_size, effort=options.effort, choice=choice)
+        table_rows(
+            options.table,
+            group_size=options.group_size,
+            effort=options.effort,
+            damping=options.damping,
+            choice=choice,
+        )
     )
     run = _Run(options, [open_text(name, options.windows) for name in options.text], subsets_of(options))
     result = run.measure(rows)
