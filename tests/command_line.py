@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import warm_start
+
 # -P: the installed package, not the checkout that happens to be the working directory.
 AWP_EDGE = (sys.executable, "-P", "-m", "awp_edge.cli")
 
@@ -36,14 +38,17 @@ class Run:
 
 
 def awp_edge(*arguments: object, **options: Any) -> Run:
-    """Run `awp-edge` with these arguments; `options` go to subprocess.run."""
+    """Run `awp-edge` with these arguments; with `options`, those of subprocess.run, from a cold start."""
+    words = [str(argument) for argument in arguments]
+    if not options:
+        return Run(*warm_start.run(words))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **options.pop("env", {})}
     done = subprocess.run(
-        [*AWP_EDGE, *map(str, arguments)],
+        [*AWP_EDGE, *words],
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=warm_start.TIMEOUT_S,
         env=environment,
         **options,
     )
