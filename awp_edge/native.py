@@ -148,12 +148,12 @@ def admm(
 ) -> Array:
     """Return the sparse end of a splitting run; Ctrl-C stops it."""
     out = np.empty_like(problem.weight)
-    supports = [step.descriptor() for step in method.supports(support, problem.shape)]
     core().admm(
         problem.weight,
         np.ascontiguousarray(inverse),
         out,
-        supports,
+        support.descriptor(),
+        steps=method.steps,
         bfloat16=method.products == "bfloat16",
         threads=thread_count(threads),
     )

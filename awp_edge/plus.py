@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .backend import Backend
 from .baselines.wanda import wanda_mask
@@ -27,7 +28,8 @@ DAMPING = 0.0003
 class Effort:
     """Set how long the stages run: the mask search, the steps of the refit behind it, the exact swaps.
 
-    swaps: None makes none.  worth: share of its f that a row must promise to gain; others are not tried.
+    swaps: None makes none.  worth: share of its f that a row must promise to gain for as much arithmetic as a step of
+    the search takes; rows that promise less are not tried.
     """
 
     search: Admm
@@ -39,9 +41,8 @@ class Effort:
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         "fast": Effort(Admm(steps=8), refit=4),
-        # A row gains about half of what it promises. On SmolLM2-135M these are a quarter to nearly all rows of an
-        # output projection, where heads make blocks of correlated inputs, and about a tenth of others.
-        "default": Effort(Admm(steps=36), refit=8, swaps=Swaps(24), worth=0.02),
+        # A row gains about half of what it promises.
+        "default": Effort(Admm(steps=36), refit=8, swaps=Swaps(40, patience=12), worth=0.0002),
         "max": Effort(Admm(steps=80), refit=16, swaps=Swaps(48, patience=40)),
     }
 )
@@ -113,11 +114,16 @@ def _search(problem: Problem, support: Support, *, effort: Effort, engine: Backe
     yield theta
     labels = swap_labels(support, problem.shape[1])
     if effort.swaps is not None and labels is not None:
-        least = effort.worth * rows
+        least = effort.worth * _swap_steps(theta) * rows
         other = engine.swap(problem, theta != 0, theta, labels=labels, method=effort.swaps, least=least)
         other, others = engine.refit(problem, other != 0, other, steps=1)
         better = others < rows  # not where a swap came to nothing finite
         yield np.where(better[:, None], other, theta)
+
+
+def _swap_steps(theta: Array) -> NDArray[np.float64]:
+    """Return what swaps cost in every row, (d_out,), in steps of the search: k^3 / 3 for a factor against d_in^2."""
+    return np.count_nonzero(theta, axis=1) ** 3 / (3 * theta.shape[1] ** 2)
 
 
 def swap_labels(support: Support, d_in: int) -> Columns | None:

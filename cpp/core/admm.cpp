@@ -25,7 +25,8 @@ template <class T> struct Scratch {
 template <class T> class Splitting {
  public:
   Splitting(View<const T> weight, View<const T> inverse, const AdmmOptions& options)
-      : weight_(weight), options_(options), pool_(options.threads), scratch_(pool_.threads()) {
+      : weight_(weight), options_(options), set_{options.support, std::nullopt}, pool_(options.threads),
+        scratch_(pool_.threads()) {
     if constexpr (sizeof(T) == 4) {
       if (options.bfloat16_products) rounded_.emplace(pack<bfloat16>(inverse, pool_));
     }
@@ -33,7 +34,7 @@ template <class T> class Splitting {
   }
 
   void run(View<T> out) {
-    const std::size_t rows = weight_.rows, tile = tile_rows(rows, options_.supports.back());
+    const std::size_t rows = weight_.rows, tile = tile_rows(rows, options_.support);
     pool_.parallel_for((rows + tile - 1) / tile, [&](std::size_t t, std::size_t thread) {
       const std::size_t first = t * tile, count = std::min(tile, rows - first);
       run_tile(weight_.strip(first, count), out.strip(first, count), first, thread);
@@ -48,11 +49,10 @@ template <class T> class Splitting {
     T* v = scratch.v.data();
     std::copy_n(weight.data, size, v);
     std::vector<Key<T>> hints(weight.rows);
-    for (std::size_t step = 0; step < options_.supports.size(); ++step) {
-      const bool last = step + 1 == options_.supports.size();
+    for (std::size_t step = 1; step <= options_.steps; ++step) {
+      const bool last = step == options_.steps;
       const View<T> z = last ? out : View<T>{scratch.z.data(), weight.rows, weight.cols};
-      const SparseSet<T> set{options_.supports[step], std::nullopt};
-      project<T>(set, {v, weight.rows, weight.cols}, z, first, scratch.project, hints.data());
+      project<T>(set_, {v, weight.rows, weight.cols}, z, first, scratch.project, hints.data());
       if (last) break;
       advance(weight, z.data, scratch);
       if (thread == 0 && options_.checkpoint) options_.checkpoint();
@@ -77,6 +77,7 @@ template <class T> class Splitting {
 
   View<const T> weight_;
   const AdmmOptions& options_;
+  const SparseSet<T> set_;
   ThreadPool pool_;
   std::vector<Scratch<T>> scratch_;
   PackedMatrix<T> exact_;
@@ -87,7 +88,7 @@ template <class T> class Splitting {
 
 template <class T>
 void admm(View<const T> weight, View<const T> inverse, const AdmmOptions& options, View<T> out) {
-  if (options.supports.empty()) throw std::invalid_argument("the search needs at least one step");
+  if (options.steps == 0) throw std::invalid_argument("the search needs at least one step");
   Splitting<T>(weight, inverse, options).run(out);
 }
 

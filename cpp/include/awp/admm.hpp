@@ -10,14 +10,15 @@
 namespace awp {
 
 struct AdmmOptions {
-  std::vector<Support> supports;     // of every step
+  Support support;
+  std::size_t steps;                 // selections made; one product less
   bool bfloat16_products;            // rounds the operands of float32 products
   std::size_t threads;
   std::function<void()> checkpoint;  // called by the calling thread after its steps; may throw to stop the run
 };
 
 // Runs V <- V - P(V) + prox_f(2 P(V) - V) from V = W, with prox_f(Y) = W - (W - Y) rho (C + rho I)^-1, P the projection
-// onto the support of the step, and writes the last P(V). The supports share one kind.
+// onto the support, and writes the last P(V).
 // inverse: rho (C + rho I)^-1, symmetric (d_in, d_in).
 template <class T>
 void admm(View<const T> weight, View<const T> inverse, const AdmmOptions& options, View<T> out);
