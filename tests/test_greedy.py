@@ -57,10 +57,9 @@ def test_the_emulation_follows_the_runtime(greedy: ModuleType, tmp_path: Path) -
     edge = export_model(
         compressed, tmp_path / "edge", ExportOptions(weights="sparse", accuracy_level=4)
     ).folder
-    model = greedy.emulation(compressed, edge, threads=1)
-    row = greedy.compared(model, EdgeModel(edge, threads=1), "the river", tokens=12)
+    runtime = EdgeModel(edge, threads=1)
+    model, exact = (greedy.emulation(compressed, edge, threads=1, exact=exact) for exact in (False, True))
+    row = greedy.compared(model, exact, runtime, "the river", tokens=12)
     assert row["tokens"] > 1 and greedy.report([row])["within"]
-    plain = greedy.compared(
-        TorchModel(compressed, threads=1), EdgeModel(edge, threads=1), "the river", tokens=12
-    )
+    plain = greedy.compared(TorchModel(compressed, threads=1), exact, runtime, "the river", tokens=12)
     assert row["logit_difference"]["mean"] < plain["logit_difference"]["mean"] / 2

@@ -50,16 +50,24 @@ def progress(title: str) -> Iterator[Advance]:
 
 
 def _plain(title: str) -> Advance:
-    start = shown = time.monotonic()
+    shown = time.monotonic()
+    first = (
+        0,
+        shown,
+    )  # steps done and when, before steps that are alike: a run may resume, and prepare for long
 
     def advance(done: int, total: int, what: str) -> None:
-        nonlocal shown
+        nonlocal shown, first
         now = time.monotonic()
+        if done and not first[0]:
+            first = done, now
         if now - shown < QUIET_SECONDS:
             return
         shown = now
         count = f" {done}/{total}" if total else ""
-        left = f", about {duration((now - start) / done * (total - done))} left" if done else ""
+        since, start = first
+        rate = (now - start) / (done - since) if done > since else 0.0
+        left = f", about {duration(rate * (total - done))} left" if rate else ""
         typer.echo(f"{title}: {what}{count}{left}", err=True)
 
     return advance
