@@ -13,6 +13,7 @@ from command_line import AWP_EDGE, awp_edge, succeeded, tree
 from tiny_models import build, write_text
 
 import awp_edge as package
+from awp_edge.cli import console
 from awp_edge.models import ModelFolder
 
 COMMANDS = ("fetch", "plan", "compress", "report", "export", "eval", "generate", "bench", "table", "demo")
@@ -129,6 +130,18 @@ def test_generate_and_bench(road):
         "peak_memory_bytes",
     ):
         assert timed[key] > 0
+
+
+def test_time_left_does_not_count_what_was_done_before(monkeypatch, capsys):
+    """A run that prepares for an hour, or takes up 20 of 30 blocks, still says how long the others take."""
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[-1])
+    with console.progress("compressing") as advance:
+        for minute, done in ((60, 0), (61, 20), (62, 21), (63, 22)):
+            clock.append(60.0 * minute)
+            advance(done, 30, "layer")
+    counts = "0/30", "20/30", "21/30, about 9 min left", "22/30, about 8 min left"
+    assert capsys.readouterr().err.splitlines() == [f"compressing: layer {count}" for count in counts]
 
 
 def test_a_reader_that_goes_away_is_no_error(road):
