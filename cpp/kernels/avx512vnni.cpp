@@ -11,32 +11,15 @@
 namespace awp::kernels {
 namespace {
 
-inline std::size_t count(std::uint64_t mask) { return static_cast<std::size_t>(__builtin_popcountll(mask)); }
+#include "avx512.inc"
 
-inline std::uint64_t zeros_of(const Weights& w, std::size_t tile, std::size_t group) {
-  return w.zeros ? w.zeros[tile * w.groups() + group] : 0x8888888888888888u;
+inline __m512i begin_run(__m512i sum) { return sum; }
+inline __m512i add_products(__m512i run, __m512i weights, __m512i values) {
+  return _mm512_dpbusd_epi32(run, weights, values);
 }
+inline __m512i end_run(__m512i, __m512i run) { return run; }
 
-inline __m512i zero() { return _mm512_setzero_si512(); }
-
-// The zero points of 16 rows: one an int32, and on every byte of it, since an int32 is broadcast from memory by the load
-// alone, where a byte takes the port that places codes.
-struct Fills {
-  __m512i wide;
-  alignas(64) std::int32_t of[kTile];
-  void set(std::uint64_t zeros) {
-    const __m512i bytes = _mm512_srlv_epi64(_mm512_set1_epi64(static_cast<long long>(zeros)),
-                                            _mm512_setr_epi64(0, 8, 16, 24, 32, 40, 48, 56));
-    constexpr long long kFirst = 0, kEighth = 0x0808080808080808;
-    const __m512i lowest = _mm512_setr_epi64(kFirst, kEighth, kFirst, kEighth, kFirst, kEighth, kFirst, kEighth);
-    const __m512i pairs = _mm512_shuffle_epi8(bytes, lowest);
-    const __m512i nibbles = _mm512_srlv_epi32(pairs, _mm512_set1_epi64(4ll << 32));
-    _mm512_storeu_si512(of, _mm512_and_si512(nibbles, _mm512_set1_epi8(15)));
-    __asm__("" : "+m"(of));  // or gcc takes them from the register again, by that port
-    wide = _mm512_and_si512(nibbles, _mm512_set1_epi32(15));
-  }
-  __m512i row(std::size_t i) const { return _mm512_set1_epi32(of[i]); }
-};
+inline std::size_t count(std::uint64_t mask) { return static_cast<std::size_t>(__builtin_popcountll(mask)); }
 
 // One code a byte, both nibbles; Half: no block keeps more than 32.
 template <bool Half> inline __m512i load_codes(const std::uint8_t* codes) {
@@ -78,19 +61,6 @@ inline __m512i sum_lanes(const __m512i* v) {
     s[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(u[2 * i], u[2 * i + 1], 0x44),
                             _mm512_shuffle_i32x4(u[2 * i], u[2 * i + 1], 0xee));
   return _mm512_add_epi32(_mm512_shuffle_i32x4(s[0], s[1], 0x88), _mm512_shuffle_i32x4(s[0], s[1], 0xdd));
-}
-
-inline __m512 scales_of(const Weights& w, std::size_t tile, std::size_t group) {
-  const std::uint16_t* scales = w.scales + (tile * w.groups() + group) * kTile;
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
-}
-
-// total + float(sum - zero * sum of inputs) * (weight scale * input scale), for 16 rows.
-inline __m512 add_group(__m512 total, __m512i sums, const Fills& zeros, const Weights& w, std::size_t tile,
-                        std::size_t group, const Quantized& input) {
-  const __m512i whole = _mm512_sub_epi32(sums, _mm512_mullo_epi32(zeros.wide, _mm512_set1_epi32(input.sums[group])));
-  const __m512 scale = _mm512_mul_ps(scales_of(w, tile, group), _mm512_set1_ps(input.scales[group]));
-  return _mm512_add_ps(total, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale));
 }
 
 template <bool Fixed, bool Wide, bool Half>
@@ -201,74 +171,6 @@ template <bool Fixed> void expand_tile(const Weights& w, std::size_t tile, Expan
 
 void expand(const Weights& w, std::size_t tile, Expanded* out) {
   w.offsets == nullptr ? expand_tile<true>(w, tile, out) : expand_tile<false>(w, tile, out);
-}
-
-inline __m512i broadcast4(const std::int8_t* values) {
-  int four;
-  __builtin_memcpy(&four, values, sizeof four);
-  return _mm512_set1_epi32(four);
-}
-
-// Rows of inputs that one load of weights serves.
-constexpr std::size_t kInputs = 8;
-
-template <std::size_t Count>
-void dense_some(const Weights& w, std::size_t tile, const Expanded* expanded, const Quantized* inputs, float* y,
-                std::size_t stride) {
-  __m512 total[Count];
-  for (__m512& t : total) t = _mm512_setzero_ps();
-  for (std::size_t group = 0; group < w.groups(); ++group) {
-    Fills zeros;
-    zeros.set(zeros_of(w, tile, group));
-    __m512i sums[Count];
-    for (__m512i& sum : sums) sum = zero();
-    for (std::size_t k = group * w.group; k < (group + 1) * w.group; k += 4) {
-      const __m512i weights = _mm512_loadu_si512(expanded + k * kTile);
-      for (std::size_t i = 0; i < Count; ++i)
-        sums[i] = _mm512_dpbusd_epi32(sums[i], weights, broadcast4(inputs[i].values + k));
-    }
-    for (std::size_t i = 0; i < Count; ++i) total[i] = add_group(total[i], sums[i], zeros, w, tile, group, inputs[i]);
-  }
-  for (std::size_t i = 0; i < Count; ++i) _mm512_storeu_ps(y + i * stride, total[i]);
-}
-
-void dense(const Weights& w, std::size_t tile, const Expanded* expanded, const Quantized* inputs, std::size_t rows,
-           float* y, std::size_t stride) {
-  std::size_t i = 0;
-  for (; i + kInputs <= rows; i += kInputs) dense_some<kInputs>(w, tile, expanded, inputs + i, y + i * stride, stride);
-  for (; i < rows; ++i) dense_some<1>(w, tile, expanded, inputs + i, y + i * stride, stride);
-}
-
-template <std::size_t Count>
-void float_some(const Weights& w, std::size_t tile, const Expanded* expanded, const float* x, float* y,
-                std::size_t stride) {
-  __m512 total[Count];
-  for (__m512& t : total) t = _mm512_setzero_ps();
-  for (std::size_t group = 0; group < w.groups(); ++group) {
-    Fills zeros;
-    zeros.set(zeros_of(w, tile, group));
-    __m512 sums[Count];
-    for (__m512& sum : sums) sum = _mm512_setzero_ps();
-    for (std::size_t k = group * w.group; k < (group + 1) * w.group; k += 4) {
-      __m512i bytes = _mm512_loadu_si512(expanded + k * kTile);
-      for (std::size_t j = k; j < k + 4; ++j, bytes = _mm512_srli_epi32(bytes, 8)) {
-        const __m512i code = _mm512_and_si512(bytes, _mm512_set1_epi32(255));
-        const __m512 weight = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zeros.wide));
-        for (std::size_t i = 0; i < Count; ++i)
-          sums[i] = _mm512_fmadd_ps(weight, _mm512_set1_ps(x[i * w.inputs + j]), sums[i]);
-      }
-    }
-    const __m512 scale = scales_of(w, tile, group);
-    for (std::size_t i = 0; i < Count; ++i) total[i] = _mm512_fmadd_ps(sums[i], scale, total[i]);
-  }
-  for (std::size_t i = 0; i < Count; ++i) _mm512_storeu_ps(y + i * stride, total[i]);
-}
-
-void dense_float(const Weights& w, std::size_t tile, const Expanded* expanded, const float* x, std::size_t rows,
-                 float* y, std::size_t stride) {
-  std::size_t i = 0;
-  for (; i + kInputs <= rows; i += kInputs) float_some<kInputs>(w, tile, expanded, x + i * w.inputs, y + i * stride, stride);
-  for (; i < rows; ++i) float_some<1>(w, tile, expanded, x + i * w.inputs, y + i * stride, stride);
 }
 
 }  // namespace

@@ -16,9 +16,11 @@ constexpr Choice kChoices[] = {
     {"base", &kReference},
 #if defined(AWP_HAVE_AVX2)
     {"avx2", &kAvx2},
-    {"avx512", &kAvx2},
 #endif
 #if defined(AWP_HAVE_AVX512)
+    {"avx512", &kAvx512},
+#endif
+#if defined(AWP_HAVE_AVX512VNNI)
     {"avx512vnni", &kAvx512Vnni},
     {"avx512bf16", &kAvx512Vnni},
     {"amx", &kAvx512Vnni},
@@ -33,7 +35,7 @@ constexpr Choice kChoices[] = {
 
 // What a table needs beyond the instruction set it is named after.
 bool runs([[maybe_unused]] const Table* table) {
-#if defined(AWP_HAVE_AVX512)
+#if defined(AWP_HAVE_AVX512VNNI)
   if (table == &kAvx512Vnni && !(__builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni")))
     return false;
 #endif

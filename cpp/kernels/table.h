@@ -57,6 +57,6 @@ struct Table {
                       std::size_t stride);
 };
 
-extern const Table kReference, kAvx2, kAvx512Vnni, kNeon, kNeonDot;
+extern const Table kReference, kAvx2, kAvx512, kAvx512Vnni, kNeon, kNeonDot;
 
 }  // namespace awp::kernels

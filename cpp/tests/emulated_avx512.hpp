@@ -1,7 +1,8 @@
-// The AVX-512 instructions of kernels/avx512vnni.cpp in plain C++, under their own names. What an instruction leaves
+// The instructions of kernels/avx512vnni.cpp and avx512.cpp in plain C++, under their own names. What an instruction leaves
 // undefined is filled with rubbish.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -168,4 +169,103 @@ inline __m512 _mm512_mul_ps(__m512 a, __m512 b) {
 }
 inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
   return emulated::floats([&](int i) { return std::fma(a.f[i], b.f[i], c.f[i]); });
+}
+
+// What kernels/avx512.cpp uses beyond that.
+struct __m128i {
+  std::uint8_t b[16];
+};
+enum { _MM_HINT_T0 };
+
+namespace emulated {
+
+// a and b by an operation on lanes of T.
+template <class T, class F> __m512i pairwise(const __m512i& a, const __m512i& b, F f) {
+  return make<T>([&](int i) { return f(get<T>(a, i), get<T>(b, i)); });
+}
+
+}  // namespace emulated
+
+inline void _mm_prefetch(const char*, int) {}
+inline __m128i _mm_loadu_si128(const __m128i* from) {
+  __m128i v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class... Bytes> __m128i _mm_setr_epi8(Bytes... bytes) { return {{static_cast<std::uint8_t>(bytes)...}}; }
+inline __m128i _mm_setr_epi32(int a, int b, int c, int d) {
+  const int all[] = {a, b, c, d};
+  __m128i v;
+  std::memcpy(&v, all, sizeof v);
+  return v;
+}
+template <class... Words> __m512i _mm512_setr_epi32(Words... words) {
+  const int all[] = {words...};
+  return emulated::make<int>([&](int i) { return all[i]; });
+}
+inline __m512i _mm512_set1_epi16(short x) {
+  return emulated::make<short>([x](int) { return x; });
+}
+inline __m512i _mm512_castsi128_si512(__m128i v) {
+  __m512i wide;
+  std::memset(&wide, 0xee, sizeof wide);
+  std::memcpy(&wide, &v, sizeof v);
+  return wide;
+}
+inline __m512i _mm512_broadcast_i32x4(__m128i v) {
+  return emulated::make<std::uint8_t>([&](int i) { return v.b[i % 16]; });
+}
+inline __m512i _mm512_inserti32x4(__m512i v, __m128i lane, int at) {
+  std::memcpy(v.b + 16 * at, &lane, sizeof lane);
+  return v;
+}
+inline __m512i _mm512_xor_si512(__m512i a, __m512i b) {
+  return emulated::pairwise<std::uint8_t>(a, b, [](int x, int y) { return x ^ y; });
+}
+// Every bit from those of a, b and c, by a table of eight.
+inline __m512i _mm512_ternarylogic_epi32(__m512i a, __m512i b, __m512i c, int table) {
+  return emulated::make<std::uint8_t>([&](int i) {
+    int bits = 0;
+    for (int bit = 0; bit < 8; ++bit)
+      bits |= (table >> ((a.b[i] >> bit & 1) << 2 | (b.b[i] >> bit & 1) << 1 | (c.b[i] >> bit & 1)) & 1) << bit;
+    return bits;
+  });
+}
+inline __m512i _mm512_slli_epi32(__m512i a, unsigned n) {
+  return emulated::make<std::uint32_t>([&](int i) { return emulated::get<std::uint32_t>(a, i) << n; });
+}
+inline __m512i _mm512_add_epi8(__m512i a, __m512i b) {
+  return emulated::pairwise<std::uint8_t>(a, b, [](int x, int y) { return x + y; });
+}
+inline __m512i _mm512_sub_epi8(__m512i a, __m512i b) {
+  return emulated::pairwise<std::uint8_t>(a, b, [](int x, int y) { return x - y; });
+}
+inline __m512i _mm512_adds_epi8(__m512i a, __m512i b) {
+  return emulated::pairwise<std::int8_t>(a, b, [](int x, int y) { return std::clamp(x + y, -128, 127); });
+}
+inline __m512i _mm512_add_epi16(__m512i a, __m512i b) {
+  return emulated::pairwise<std::uint16_t>(a, b, [](int x, int y) { return x + y; });
+}
+// Two products of an unsigned and a signed byte, saturated to 16 bits.
+inline __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
+  return emulated::make<std::int16_t>([&](int i) {
+    int total = 0;
+    for (int j = 2 * i; j < 2 * i + 2; ++j) total += a.b[j] * emulated::get<std::int8_t>(b, j);
+    return std::clamp(total, -32768, 32767);
+  });
+}
+inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
+  using emulated::get;
+  return emulated::make<std::int32_t>([&](int i) {
+    return get<std::int16_t>(a, 2 * i) * get<std::int16_t>(b, 2 * i) +
+           get<std::int16_t>(a, 2 * i + 1) * get<std::int16_t>(b, 2 * i + 1);
+  });
+}
+inline __m512i _mm512_unpacklo_epi8(__m512i a, __m512i b) { return emulated::unpack<std::uint8_t>(a, b, 0); }
+inline __m512i _mm512_unpackhi_epi8(__m512i a, __m512i b) { return emulated::unpack<std::uint8_t>(a, b, 1); }
+inline __m512i _mm512_permutexvar_epi32(__m512i from, __m512i v) {
+  return emulated::make<std::uint32_t>([&](int i) { return emulated::get<std::uint32_t>(v, emulated::get<int>(from, i) & 15); });
+}
+inline __m512i _mm512_permutexvar_epi64(__m512i from, __m512i v) {
+  return emulated::make<std::uint64_t>([&](int i) { return emulated::get<std::uint64_t>(v, emulated::get<int>(from, 2 * i) & 7); });
 }

@@ -53,7 +53,7 @@ void test_damaged(unsigned seed) {
   if (check(packed, &w) != nullptr) return;
   const std::vector<float> x = normal<float>(5 * w.inputs, seed);
   std::vector<float> y(5 * w.rows);
-  for (const char* isa : {"base", "avx2", "avx512vnni", "neon", "neondot"})
+  for (const char* isa : {"base", "avx2", "avx512", "avx512vnni", "neon", "neondot"})
     if (const Table* table = choose(isa))
       for (const std::size_t rows : {1, 5})
         check(multiply(w, *table, {x.data(), rows, seed % 2 == 0, Level::int8_inputs}, y.data(), {run_here, nullptr}), "multiply");
@@ -130,14 +130,14 @@ void test_quantize() {
 // test_sparse [how many damaged weights]
 int main(int argc, char** argv) {
   const unsigned damaged = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : 3000;
-  for (const char* isa : {"avx2", "avx512vnni", "neon", "neondot"})
+  for (const char* isa : {"avx2", "avx512", "avx512vnni", "neon", "neondot"})
     if (const Table* table = choose(isa)) {
       std::printf("%s\n", table->name);
       check_table(*table);
     }
   check(choose("nonsense") == nullptr && choose("base") == &kReference, "choose");
   test_driver();
-  for (const char* isa : {"base", "avx2", "avx512vnni", "neon", "neondot"}) test_threads(isa);
+  for (const char* isa : {"base", "avx2", "avx512", "avx512vnni", "neon", "neondot"}) test_threads(isa);
   test_quantize();
   for (unsigned seed = 0; seed < damaged; ++seed) test_damaged(seed);
   return result("sparse");

@@ -1,12 +1,13 @@
-// The AVX-512 kernels on an emulation of the instructions they use, for machines without them.
+// An AVX-512 kernel, AWP_EMULATED_KERNEL, on an emulation of the instructions it uses, for machines without them.
 #include <algorithm>
 
 #define AWP_EMULATED_INTRINSICS "../tests/emulated_avx512.hpp"
+#define kAvx512 kEmulated
 #define kAvx512Vnni kEmulated
-#include "../kernels/avx512vnni.cpp"
+#include AWP_EMULATED_KERNEL
 #include "sparse_checks.hpp"
 
 int main() {
   awp_test::check_table(awp::kernels::kEmulated);
-  return awp_test::result("sparse_emulated");
+  return awp_test::result(AWP_EMULATED_KERNEL);
 }
