@@ -19,7 +19,7 @@ from readme_edge import Result, greedy, grid, patterns, sparse, where
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "guarantees.md", ROOT / "docs" / "methods.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("device", "guarantees", "methods")))
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 
 
@@ -269,7 +269,7 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "encoder": encoder,
         "guarantees": guarantees,
         "mutations": mutations,
-        "sparse": sparse,
+        **{f"sparse_{kernels}": sparse for kernels in ("avx2", "avx512", "avx512vnni", "neondot")},
         "patterns": patterns,
         "greedy": greedy,
     }

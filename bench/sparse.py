@@ -222,16 +222,21 @@ def block_bytes(folder: Path) -> int:
     return sum(array_of(value).nbytes for node in nodes for value in node.inputs[1:] if value is not None)
 
 
+def results_name() -> str:
+    """Return the name of the results of the kernels that run here."""
+    return f"sparse_{library.kernels()}"
+
+
 def saved(results: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the results file holds with some of it replaced; nothing of it that another machine measured."""
-    path, processor = RESULTS / "sparse.json", machine()["processor"]
+    path, processor = RESULTS / f"{results_name()}.json", machine()["processor"]
     earlier = json.loads(path.read_text()) if path.is_file() else {"machine": {}, "results": {}}
     same = earlier["machine"].get("processor") == processor
     return {**(earlier["results"] if same else {}), **results}
 
 
 def main() -> None:
-    """Measure, print a table and write bench/results/sparse.json."""
+    """Measure, print a table and write bench/results/sparse_KERNELS.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=7)
@@ -244,10 +249,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.edge:
         found = edge_rows(options.edge, threads=options.threads, runs=options.runs)
-        print(found, write("sparse", saved({"edge": found})))
+        print(found, write(results_name(), saved({"edge": found})))
         return
     if options.kernels:
-        print(write("sparse", saved({"kernel_rows": kernel_rows(options.kernels, threads=options.threads)})))
+        print(
+            write(
+                results_name(), saved({"kernel_rows": kernel_rows(options.kernels, threads=options.threads)})
+            )
+        )
         return
     settings = Settings(options.threads, options.runs, 2**28 if options.quick else 2**30)
     chosen = [shape for shape in SHAPES if options.shape in (None, "x".join(map(str, shape)))]
@@ -263,7 +272,7 @@ def main() -> None:
             "kernels": library.kernels(),
             "limits": limits,
         }
-        print(write("sparse", saved({**found, "rows": rows})))
+        print(write(results_name(), saved({**found, "rows": rows})))
 
 
 def measured_shape(shape: tuple[int, int], settings: Settings, *, quick: bool) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ RESULTS = {
                                                 "dense_perplexity": 19.0, "rows": [
         {"name": "awp 50%", "backend": "numpy", "perplexity": 38.0, "mean_relative_error": 0.02,
          "bits_per_weight": 32.0}]}},
-    "sparse": {"machine": MACHINE, "results": {"kernels": "avx2", "threads": 2, "runs": 7, "limits": {
+    "sparse_avx2": {"machine": MACHINE, "results": {"kernels": "avx2", "threads": 2, "runs": 7, "limits": {
         "read_gb_s": 20.0, "memory_gweights": 48.0, "bits_per_weight": 3.3, "decode_gweights": 40.0}, "rows": [
         {"shape": [8, 4], "operator": "32/64, group 64", "streamed_us": 10.0, "streamed_speedup": 1.3,
          "streamed_gb_s": 18.0, "resident_us": 9.0, "resident_speedup": 1.1, "prefill_us": 100.0,

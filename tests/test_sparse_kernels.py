@@ -14,7 +14,9 @@ from awp_edge.export.sparse_packing import SparseLinear, pack_sparse
 from rules import ROOT
 from sparse_layers import random_layer
 
-ISAS = [isa for isa in ("base", "avx2", "avx512", "avx512vnni", "neon", "neondot") if library.kernels(isa) == isa]
+ISAS = [
+    isa for isa in ("base", "avx2", "avx512", "avx512vnni", "neon", "neondot") if library.kernels(isa) == isa
+]
 LAYERS = {
     "32/64, odd blocks, tail rows": dict(shape=(37, 192)),
     "32/64, wide groups": dict(shape=(48, 512), group=128),
