@@ -2,9 +2,9 @@
 
 EDGE was exported from COMPRESSED with sparse weights at accuracy level 4. onnxruntime-genai continues five prompts; the
 emulation, the compressed model with int8 inputs as the operator takes them, then reads what was written, in float32 and
-again in float64. Wherever it would have gone on with another token, its logits of the two must be closer than the
-tolerance: the most by which float64 moves the lead of a top token over the next. Rounding of sums moves int8 steps,
-so no two orders of summation agree better than that.
+again in float64 (but for norms, which transformers always computes in float32). Wherever it would have gone on with
+another token, its logits of the two must be closer than the tolerance: the most by which float64 moves the lead of any
+top token over the next. Rounding of sums moves int8 steps, so no two orders of summation agree better than that.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def int8_inputs(group: int, order: NDArray[np.intp]) -> Callable[[torch.nn.Modul
     return hook
 
 
-def emulation(compressed: Path, edge: Path, *, threads: int, exact: bool = False) -> TorchModel:
+def emulation(compressed: Path, edge: Path, *, threads: int, double: bool = False) -> TorchModel:
     """Return the compressed model with the inputs of its layers rounded as in the edge folder, and with its head.
 
-    exact: in float64.
+    double: in float64, norms excepted.
     """
     nodes = list(ir.load(edge / GRAPH_FILE).graph)
     sparse = [read_sparse(node) for node in nodes if node.op_type == OPERATOR]
@@ -73,7 +73,7 @@ def emulation(compressed: Path, edge: Path, *, threads: int, exact: bool = False
     heads = [n for n in nodes if n.op_type == "MatMulNBits" and block_of(name_of(n)) is None]
     if heads:
         _take_head(model, heads[-1], tied=any(n.op_type == "GatherBlockQuantized" for n in nodes))
-    if exact:
+    if double:
         model._model.double()
     return model
 
@@ -107,12 +107,12 @@ def leads(logits: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def compared(
-    model: TorchModel, exact: TorchModel, edge: EdgeModel, prompt: str, *, tokens: int
+    model: TorchModel, double: TorchModel, edge: EdgeModel, prompt: str, *, tokens: int
 ) -> dict[str, Any]:
     """Return how many tokens the emulation would have chosen otherwise, and how close it was there."""
     sequence, start = continued(edge, prompt, tokens=tokens)
     wanted = np.concatenate(list(model.logits(sequence[:-1])))
-    again = np.concatenate(list(exact.logits(sequence[:-1])))
+    again = np.concatenate(list(double.logits(sequence[:-1])))
     found = np.concatenate(list(edge.logits(sequence[:-1])))
     chosen, best = sequence[start:], wanted[start - 1 :]
     gaps = best.max(axis=1) - best[np.arange(len(chosen)), chosen]
@@ -146,13 +146,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     edge = EdgeModel(options.edge, threads=options.threads)
-    model, exact = (
-        emulation(options.compressed, options.edge, threads=options.threads, exact=exact)
-        for exact in (False, True)
+    model, double = (
+        emulation(options.compressed, options.edge, threads=options.threads, double=double)
+        for double in (False, True)
     )
     rows = []
     for prompt in PROMPTS:
-        rows.append(compared(model, exact, edge, prompt, tokens=options.tokens))
+        rows.append(compared(model, double, edge, prompt, tokens=options.tokens))
         print(rows[-1], flush=True)
     found = report(rows)
     print(write("greedy", {"threads": options.threads, **found}))

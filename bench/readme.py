@@ -269,7 +269,10 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "encoder": encoder,
         "guarantees": guarantees,
         "mutations": mutations,
-        **{f"sparse_{kernels}": sparse for kernels in ("avx2", "avx512", "avx512vnni", "neondot")},
+        **{
+            f"sparse_{kernels}": sparse
+            for kernels in ("base", "avx2", "avx512", "avx512vnni", "neon", "neondot")
+        },
         "patterns": patterns,
         "greedy": greedy,
     }

@@ -137,10 +137,10 @@ def test_time_left_does_not_count_what_was_done_before(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[-1])
     with console.progress("compressing") as advance:
-        for minute, done in ((60, 0), (61, 20), (62, 21), (63, 22)):
+        for minute, done in ((1, 20), (60, 20), (61, 21), (62, 22), (63, 23)):
             clock.append(60.0 * minute)
             advance(done, 30, "layer")
-    counts = "0/30", "20/30", "21/30, about 9 min left", "22/30, about 8 min left"
+    counts = "20/30", "20/30", "21/30", "22/30, about 8 min left", "23/30, about 7 min left"
     assert capsys.readouterr().err.splitlines() == [f"compressing: layer {count}" for count in counts]
 
 

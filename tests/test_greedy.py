@@ -58,8 +58,17 @@ def test_the_emulation_follows_the_runtime(greedy: ModuleType, tmp_path: Path) -
         compressed, tmp_path / "edge", ExportOptions(weights="sparse", accuracy_level=4)
     ).folder
     runtime = EdgeModel(edge, threads=1)
-    model, exact = (greedy.emulation(compressed, edge, threads=1, exact=exact) for exact in (False, True))
-    row = greedy.compared(model, exact, runtime, "the river", tokens=12)
+    model, double = (greedy.emulation(compressed, edge, threads=1, double=double) for double in (False, True))
+    row = greedy.compared(model, double, runtime, "the river", tokens=12)
     assert row["tokens"] > 1 and greedy.report([row])["within"]
-    plain = greedy.compared(TorchModel(compressed, threads=1), exact, runtime, "the river", tokens=12)
+    plain = greedy.compared(TorchModel(compressed, threads=1), double, runtime, "the river", tokens=12)
+    assert 0 < row["emulation_difference"]["mean"] < plain["logit_difference"]["mean"] / 2
     assert row["logit_difference"]["mean"] < plain["logit_difference"]["mean"] / 2
+
+
+def test_a_token_may_be_another_where_the_lead_is_within_what_rounding_moves(greedy: ModuleType) -> None:
+    logits = np.array([[1.0, 4.0, 3.0], [0.0, -1.0, 2.0]])
+    moved = greedy.leads(logits, logits + np.array([[9.0, 0.25, 0.5], [0.0, 7.0, -0.5]]))
+    np.testing.assert_array_equal(moved, [0.25, 0.5])
+    rows = [{"tokens": 5, "leaves": 1, "largest_gap": gap, "tolerance": 0.5} for gap in (0.0, 0.5, 0.6)]
+    assert greedy.report(rows[:2])["within"] and not greedy.report(rows)["within"]

@@ -10,8 +10,9 @@ import pytest
 from oracles import least_squares
 from strategies import DTYPES, GRAM_KINDS, make_gram, make_weight
 
-from awp_edge import CompressSpec, Problem, compress_layer
-from awp_edge.plus import EFFORTS
+from awp_edge import CompressSpec, Problem, RowSparse, compress_layer
+from awp_edge.backend import NumpyBackend
+from awp_edge.plus import EFFORTS, prune
 
 
 def layer(dtype: str, gram: str = "samples", shape: tuple[int, int] = (35, 48)) -> Problem:
@@ -92,3 +93,29 @@ def test_weights_stay_finite_where_c_is_singular(dtype: str, backend: str) -> No
         spec = CompressSpec(sparsity=0.5, effort=effort)
         theta = compress_layer(problem.weight, problem.gram, spec, backend=backend).theta
         assert np.abs(theta).max() < 100 * np.abs(problem.weight).max()
+
+
+class Listening(NumpyBackend):
+    """Keeps f of every row before swaps, and what they are asked to gain."""
+
+    found: np.ndarray | None = None
+    least: np.ndarray | None = None
+
+    def refit(self, *parts: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        theta, rows = super().refit(*parts, **options)
+        self.found = rows if self.found is None else self.found
+        return theta, rows
+
+    def swap(self, *parts: Any, least: np.ndarray, **options: Any) -> np.ndarray:
+        self.least = least
+        return super().swap(*parts, least=least, **options)
+
+
+def test_what_a_row_must_promise_grows_with_what_its_swaps_cost() -> None:
+    """A factor for 24 kept weights takes (24 / 12)^3 times the arithmetic of one for 12."""
+    engine = Listening()
+    prune(layer("float64"), RowSparse((12, 24) * 17 + (12,)), effort=EFFORTS["default"], engine=engine)
+    assert engine.found is not None and engine.least is not None
+    cost = engine.least / engine.found
+    np.testing.assert_allclose(cost[0::2], EFFORTS["default"].worth * 12**3 / (6 * 48**2))
+    np.testing.assert_allclose(cost[1::2], 8 * cost[0])

@@ -51,23 +51,23 @@ def progress(title: str) -> Iterator[Advance]:
 
 def _plain(title: str) -> Advance:
     shown = time.monotonic()
-    first = (
-        0,
-        shown,
-    )  # steps done and when, before steps that are alike: a run may resume, and prepare for long
+    # Steps done when the run began, and after the first it made: what lies between may be preparation.
+    found: int | None = None
+    first: tuple[int, float] | None = None
 
     def advance(done: int, total: int, what: str) -> None:
-        nonlocal shown, first
+        nonlocal shown, found, first
         now = time.monotonic()
-        if done and not first[0]:
+        found = done if found is None else found
+        if first is None and done > found:
             first = done, now
         if now - shown < QUIET_SECONDS:
             return
         shown = now
-        count = f" {done}/{total}" if total else ""
-        since, start = first
-        rate = (now - start) / (done - since) if done > since else 0.0
-        left = f", about {duration(rate * (total - done))} left" if rate else ""
+        count, left = f" {done}/{total}" if total else "", ""
+        if first is not None and done > first[0]:
+            seconds = (now - first[1]) / (done - first[0])
+            left = f", about {duration(seconds * (total - done))} left"
         typer.echo(f"{title}: {what}{count}{left}", err=True)
 
     return advance

@@ -1,4 +1,4 @@
-// AVX-512 without VBMI2 and VNNI (Skylake, Cascade Lake). Products of one row of inputs with at most 32 codes a block are
+// AVX-512 that uses neither VBMI2 nor VNNI (Skylake, Cascade Lake). Products of one row of inputs with at most 32 codes a block are
 // those of avx2_ranks.inc with four rows at a time: a lane holds the 16 nibbles of a row's mask, and no address depends
 // on a mask. Other blocks, and the expansion before a product of many rows, are left to AVX2. Tests compile this file
 // against an emulation of the intrinsics.
@@ -16,7 +16,7 @@ namespace {
 #include "avx512.inc"
 #include "places.inc"
 
-// 8 steps of two products of 15 and 127 stay below 2^15.
+static_assert(kRun / 2 * 15 * 127 < 1 << 15, "a run adds half of its products to each sum of 16 bits");
 inline __m512i begin_run(__m512i) { return zero(); }
 inline __m512i add_products(__m512i run, __m512i weights, __m512i values) {
   return _mm512_add_epi16(run, _mm512_maddubs_epi16(weights, values));

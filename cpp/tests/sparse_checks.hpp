@@ -79,6 +79,12 @@ class Sample {
 
   const Packed& packed() const { return packed_; }
 
+  // Every code and every zero point becomes 15.
+  void enlarge() {
+    std::memset(const_cast<std::uint8_t*>(packed_.codes), 0xff, packed_.n_codes);
+    if (packed_.zeros) std::memset(const_cast<std::uint64_t*>(packed_.zeros), 0xff, packed_.n_zeros * sizeof *packed_.zeros);
+  }
+
   template <class T> T* make(std::size_t count, bool at_start) {
     parts_.push_back(std::make_unique<Fenced>(count * sizeof(T), at_start));
     return parts_.back()->as<T>();
@@ -124,16 +130,16 @@ inline std::vector<Case> cases() {
   return all;
 }
 
-// Inputs of several rows at the edge of their memory, and what the kernels take of them.
+// Inputs of several rows at the edge of their memory, and what the kernels take of them.  largest: all 1, or all -1.
 struct Rows {
   std::vector<Quantized> rows;
   float* x;
 };
 
-inline Rows inputs(Sample& sample, const Weights& w, std::size_t count, bool at_start) {
+inline Rows inputs(Sample& sample, const Weights& w, std::size_t count, bool at_start, bool largest) {
   Rows made{{}, sample.make<float>(count * w.inputs, at_start)};
   const std::vector<float> values = normal<float>(count * w.inputs, 5);
-  std::memcpy(made.x, values.data(), values.size() * sizeof(float));
+  for (std::size_t i = 0; i < values.size(); ++i) made.x[i] = !largest ? values[i] : i / w.inputs % 2 ? -1.0f : 1.0f;
   for (std::size_t i = 0; i < count; ++i) {
     auto* steps = sample.make<std::int8_t>(w.inputs, at_start);
     auto* scales = sample.make<float>(w.groups(), at_start);
@@ -144,17 +150,19 @@ inline Rows inputs(Sample& sample, const Weights& w, std::size_t count, bool at_
   return made;
 }
 
-// Bits equal for int8 inputs, closely equal for float ones.
-inline void check_table(const Table& table) {
+// Bits equal for int8 inputs, closely equal for float ones.  largest: codes, zero points and inputs that make the largest
+// sums.
+inline void check_table(const Table& table, bool largest) {
   constexpr std::size_t kRows = 11;
   unsigned seed = 0;
   for (const Case& c : cases()) {
     Sample sample(c, ++seed);
+    if (largest) sample.enlarge();
     Weights w;
     const char* wrong = check(sample.packed(), &w);
     check(wrong == nullptr, wrong ? wrong : "", c.kept, static_cast<long>(c.blocks), static_cast<long>(c.group));
     if (wrong) continue;
-    const Rows in = inputs(sample, w, kRows, c.at_start);
+    const Rows in = inputs(sample, w, kRows, c.at_start, largest);
     for (std::size_t tile = 0; tile < w.tiles(); ++tile) {
       Expanded* bytes[2] = {sample.make<Expanded>(w.inputs * kTile, c.at_start), sample.make<Expanded>(w.inputs * kTile, false)};
       kReference.expand(w, tile, bytes[0]);
@@ -173,6 +181,10 @@ inline void check_table(const Table& table) {
         check(std::abs(y[2][i] - y[3][i]) <= 1e-3f * (1 + std::abs(y[2][i])), "dense_float", c.kept, static_cast<long>(i));
     }
   }
+}
+
+inline void check_table(const Table& table) {
+  for (const bool largest : {false, true}) check_table(table, largest);
 }
 
 }  // namespace awp_test

@@ -8,6 +8,9 @@
 #include "sparse_checks.hpp"
 
 int main() {
+#if defined(AWP_CALLS_AVX2)
+  if (awp::kernels::choose("avx2") != &awp::kernels::kAvx2) return 77;
+#endif
   awp_test::check_table(awp::kernels::kEmulated);
   return awp_test::result(AWP_EMULATED_KERNEL);
 }
