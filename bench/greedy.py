@@ -3,8 +3,8 @@
 EDGE was exported from COMPRESSED with sparse weights at accuracy level 4. onnxruntime-genai continues five prompts; the
 emulation, the compressed model with int8 inputs as the operator takes them, then reads what was written, in float32 and
 again in float64 (but for norms, which transformers always computes in float32). Wherever it would have gone on with
-another token, its logits of the two must be closer than the tolerance: the most by which float64 moves the lead of any
-top token over the next. Rounding of sums moves int8 steps, so no two orders of summation agree better than that.
+another token, its logits of the two must be closer than `TOLERANCE` and than the most by which float64 moves the lead
+of any top token over the next: rounding of sums moves int8 steps, so no two orders of summation agree better than that.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ PROMPTS = (
     "The most common mistakes of people who learn to program are",
 )
 TOKENS = 200
+#: Where a token differs the top two logits are closer than this, whatever float64 moves.
+TOLERANCE = 0.5
 
 
 def int8_inputs(group: int, order: NDArray[np.intp]) -> Callable[[torch.nn.Module, Any], tuple[torch.Tensor]]:
@@ -132,7 +134,8 @@ def _difference(a: NDArray[Any], b: NDArray[Any]) -> dict[str, float]:
 def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the rows and whether every departure was within the tolerance."""
     gap, tolerance = (max(row[name] for row in rows) for name in ("largest_gap", "tolerance"))
-    return {"tolerance": tolerance, "largest_gap": gap, "within": gap <= tolerance,
+    allowed = min(tolerance, TOLERANCE)
+    return {"tolerance": tolerance, "allowed": allowed, "largest_gap": gap, "within": gap <= allowed,
             "tokens": sum(row["tokens"] for row in rows), "leaves": sum(row["leaves"] for row in rows),
             "rows": list(rows)}  # fmt: skip
 

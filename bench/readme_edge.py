@@ -115,7 +115,8 @@ def greedy(result: Result) -> str:
     worst = max(row["logit_difference"]["max"] for row in measured["rows"])
     return (
         f"Of {measured['tokens']} greedy tokens after {len(measured['rows'])} prompts, {measured['leaves']} are not "
-        f"the emulation's; its two logits there are at most {measured['largest_gap']:.3f} apart. Between the emulation "
+        f"the emulation's; its two logits there are at most {measured['largest_gap']:.3f} apart (allowed: "
+        f"{measured['allowed']:.3f}). Between the emulation "
         f"in float32 and in float64 the lead of a first token over the second moves by up to "
         f"{measured['tolerance']:.3f}. Logits differ by at most {worst:.2f}. {where(result)}.\n"
     )

@@ -70,5 +70,6 @@ def test_a_token_may_be_another_where_the_lead_is_within_what_rounding_moves(gre
     logits = np.array([[1.0, 4.0, 3.0], [0.0, -1.0, 2.0]])
     moved = greedy.leads(logits, logits + np.array([[9.0, 0.25, 0.5], [0.0, 7.0, -0.5]]))
     np.testing.assert_array_equal(moved, [0.25, 0.5])
-    rows = [{"tokens": 5, "leaves": 1, "largest_gap": gap, "tolerance": 0.5} for gap in (0.0, 0.5, 0.6)]
-    assert greedy.report(rows[:2])["within"] and not greedy.report(rows)["within"]
+    for gap, moved, within in ((0.2, 0.2, True), (0.3, 0.2, False), (0.6, 0.7, False)):
+        rows = [{"tokens": 5, "leaves": 1, "largest_gap": gap, "tolerance": moved}]
+        assert greedy.report(rows)["within"] == within

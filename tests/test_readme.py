@@ -89,3 +89,4 @@ def test_the_readme_is_up_to_date():
 def test_every_place_has_a_renderer(readme):
     names = {match[2] for page in readme.PAGES for match in readme.MARKED.finditer(page.read_text())}
     assert names and names <= readme.RENDERERS.keys()
+    assert names <= {file.stem for file in (ROOT / "bench" / "results").glob("*.json")}

@@ -37,6 +37,12 @@ template <class F> __m512 floats(F f) {
   for (int i = 0; i < 16; ++i) v.f[i] = f(i);
   return v;
 }
+template <class V> __m512i widened(const V& v) {
+  __m512i wide;
+  std::memset(&wide, 0xee, sizeof wide);
+  std::memcpy(&wide, &v, sizeof v);
+  return wide;
+}
 // Lanes of 128 bits: two from a, two from b, each chosen by two bits.
 template <class T> __m512i unpack(const __m512i& a, const __m512i& b, int high) {
   constexpr int n = 16 / static_cast<int>(sizeof(T));
@@ -79,12 +85,7 @@ inline __m512i _mm512_setr_epi64(long long a, long long b, long long c, long lon
 inline __m512 _mm512_set1_ps(float x) {
   return emulated::floats([x](int) { return x; });
 }
-inline __m512i _mm512_castsi256_si512(__m256i v) {
-  __m512i wide;
-  std::memset(&wide, 0xee, sizeof wide);
-  std::memcpy(&wide, &v, sizeof v);
-  return wide;
-}
+inline __m512i _mm512_castsi256_si512(__m256i v) { return emulated::widened(v); }
 inline __m512i _mm512_cvtepu8_epi16(__m256i v) {
   return emulated::make<std::uint16_t>([&](int i) { return v.b[i]; });
 }
@@ -206,12 +207,7 @@ template <class... Words> __m512i _mm512_setr_epi32(Words... words) {
 inline __m512i _mm512_set1_epi16(short x) {
   return emulated::make<short>([x](int) { return x; });
 }
-inline __m512i _mm512_castsi128_si512(__m128i v) {
-  __m512i wide;
-  std::memset(&wide, 0xee, sizeof wide);
-  std::memcpy(&wide, &v, sizeof v);
-  return wide;
-}
+inline __m512i _mm512_castsi128_si512(__m128i v) { return emulated::widened(v); }
 inline __m512i _mm512_broadcast_i32x4(__m128i v) {
   return emulated::make<std::uint8_t>([&](int i) { return v.b[i % 16]; });
 }
