@@ -1,8 +1,8 @@
 """Compare awp-plus with every peer layer by layer: `python bench/layers.py MODEL --statistics DIR`.
 
-One linear of every input group of some blocks, at every setting of `SETTINGS`; DIR is what `awp-edge compress
---one-shot --statistics DIR` saved. The gain of a layer is 1 - f / (the best peer's f). A second run takes the peers
-from what the first wrote.
+One linear of every input group of some blocks (`--every-linear`: all), at every setting of `SETTINGS`; DIR is what
+`awp-edge compress --one-shot --statistics DIR` saved. The gain of a layer is 1 - f / (the best peer's f). A second run
+takes the peers from what the first wrote.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ ALLOWED, EXPECTED = 0.001, 0.015
 EFFORTS = ("default", "max")
 
 
-def problems(source: SavedStatistics, blocks: Sequence[int]) -> Iterator[tuple[str, Problem]]:
-    """Yield the first linear of every input group of the blocks."""
+def problems(
+    source: SavedStatistics, blocks: Sequence[int], *, every: bool = False
+) -> Iterator[tuple[str, Problem]]:
+    """Yield the first linear of every input group of the blocks, or every linear."""
     for block in blocks:
         grams = source.statistics(block)
         for info in source.linears(block):
-            if info.name == info.input:
+            if every or info.name == info.input:
                 yield info.name, Problem(source.weight(info.name), grams[info.input].matrix)
 
 
@@ -121,6 +123,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--statistics", type=Path, required=True)
     parser.add_argument("--blocks", default="3,12,17,27")
+    parser.add_argument("--every-linear", action="store_true")
+    parser.add_argument("--settings", help="such as 50%%,2:4; all by default")
     parser.add_argument("--max-blocks", default="17", help="blocks where the effort max is measured as well")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="layers")
@@ -130,9 +134,11 @@ def main() -> None:
     rows = measured_before(options.name)
     for block in map(int, options.blocks.split(",")):
         efforts = EFFORTS if block in thorough else EFFORTS[:1]
-        for name, problem in problems(source, [block]):
+        for name, problem in problems(source, [block], every=options.every_linear):
             for setting in SETTINGS:
                 key = (name, setting_name(CompressSpec(**setting)))
+                if options.settings and key[1] not in options.settings.split(","):
+                    continue
                 known = rows.get(key, {}).get("methods", {})
                 row = compared(problem, setting, known, efforts=efforts, threads=options.threads)
                 rows[key] = {"layer": name, "setting": key[1], **row}
