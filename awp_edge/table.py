@@ -11,6 +11,7 @@ from typing import Any
 
 from .errors import UsageError
 from .methods import METHODS
+from .options import DAMPING
 from .spec import CompressSpec
 
 #: Table -> the settings of its rows; the rivals of `joint` take as much packed storage without zeros.
@@ -82,6 +83,8 @@ def table_rows(
 ) -> Iterator[Row]:
     """Yield the rows of a table, one for every method that does what a setting asks; "all" holds every setting once.
 
+    A row names its damping, so that it is measured again where another one has become the default.
+
     Raises:
         UsageError: a table or a method that does not exist, or a choice that leaves no row.
     """
@@ -97,7 +100,9 @@ def table_rows(
         for method in METHODS:
             if METHODS[method].handles(asked.kind):
                 spec = replace(asked, method=method)
-                row = Row(setting_name(asked), replace(spec, damping=damping) if spec.damped else spec)
+                if spec.damped:
+                    spec = replace(spec, damping=DAMPING if damping is None else damping)
+                row = Row(setting_name(asked), spec)
                 if choice.takes(row):
                     found = True
                     yield row

@@ -14,6 +14,7 @@ from tiny_models import build, write_text
 from awp_edge import METHODS, CompressSpec, Problem
 from awp_edge.convergence import convergence
 from awp_edge.errors import UsageError
+from awp_edge.options import DAMPING
 from awp_edge.table import (
     ALL,
     SETTINGS,
@@ -49,9 +50,10 @@ def test_rows_of_chosen_methods() -> None:
     ]  # fmt: skip
 
 
-def test_damping_is_for_rows_that_heed_it() -> None:
-    rows = {row.name: row.spec.damping for row in table_rows(ALL, group_size=64, damping=0.1)}
-    assert rows["awp-plus 50%"] == rows["awp-plus 32/64 + INT4"] == 0.1
+@pytest.mark.parametrize(("asked", "used"), [(0.1, 0.1), (None, DAMPING)])
+def test_damping_is_named_in_rows_that_heed_it(asked: float | None, used: float) -> None:
+    rows = {row.name: row.spec.damping for row in table_rows(ALL, group_size=64, damping=asked)}
+    assert rows["awp-plus 50%"] == rows["awp-plus 32/64 + INT4"] == used
     assert {rows[name] for name in ("awp-plus INT4", "awp-plus rank 50%", "awp 50%", "wanda 2:4")} == {None}
 
 
