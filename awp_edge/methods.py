@@ -232,7 +232,8 @@ def compress_layer(
         weight: W, (d_out, d_in), float32 or float64.
         gram: C = E[x x^T] per token, (d_in, d_in).
         spec: method and constraint.
-        kept: nonzeros of every row, for rows that differ (`--allocate`); the spec's own sparsity otherwise.
+        kept: nonzeros of every row, for rows that differ (`--allocate`) under pattern "row"; the spec's own sparsity
+            otherwise.
         backend: "numpy", "native" or "auto".
         threads: for the native backend; results do not depend on it.
 
@@ -240,7 +241,8 @@ def compress_layer(
         The result, theta in the dtype of W, scales exactly float16 values.
 
     Raises:
-        ValueError: shapes that clash, NaN or infinity, a group size or pattern that does not divide d_in.
+        ValueError: shapes that clash, NaN or infinity, a group size or pattern that does not divide d_in, or `kept`
+            with a pattern or low rank.
     """
     problem = Problem(weight, gram)
     constraint = spec.constraint(problem.shape, kept=kept)

@@ -95,10 +95,8 @@ class CompressSpec:
         """Return the same of K/64 once the inputs are in the order of the blocks: K:64."""
         return replace(self, pattern=self.pattern.replace("/", ":"))
 
-    def support(self, shape: tuple[int, int], *, kept: tuple[int, ...] | None = None) -> Support:
-        """Return the support of a (d_out, d_in) layer; `kept` are its rows' own budgets where one was set for each."""
-        if kept is not None:
-            return RowSparse(kept)
+    def support(self, shape: tuple[int, int]) -> Support:
+        """Return the support of a (d_out, d_in) layer."""
         if self.pattern != "row":
             first, separator, second = _parse_pattern(self.pattern)
             return NM(first, second) if separator == ":" else BalancedBlock(first, second)
@@ -108,15 +106,20 @@ class CompressSpec:
         return RowSparse(int(np.floor(round((1 - self.sparsity) * shape[1], 6) + 0.5)))
 
     def constraint(self, shape: tuple[int, int], *, kept: tuple[int, ...] | None = None) -> Sparse | LowRank:
-        """Return the constraint of a (d_out, d_in) layer; `kept` as for `support`.
+        """Return the constraint of a (d_out, d_in) layer; `kept` are its rows' own budgets where each has one.
 
         Raises:
-            ValueError: a group size or pattern that does not divide d_in.
+            ValueError: a group size or pattern that does not divide d_in; budgets of rows with a pattern or low rank.
         """
+        if kept is not None and (self.rank is not None or self.pattern != "row"):
+            fixed = f"pattern {self.pattern}" if self.rank is None else f"rank {self.rank:g}"
+            raise ValueError(
+                f"rows cannot have budgets of their own under {fixed}: drop kept, or take pattern row"
+            )
         if self.rank is not None:
             return LowRank(self.rank_for(shape))
         grid = Reals() if self.bits is None else IntGrid(self.bits, self.group_size, half_scales=True)
-        constraint = Sparse(self.support(shape, kept=kept), grid)
+        constraint = Sparse(self.support(shape) if kept is None else RowSparse(kept), grid)
         constraint.check(shape)
         return constraint
 

@@ -213,6 +213,10 @@ def test_bad_requests_are_named():
     weight, gram = layer()
     with pytest.raises(ValueError, match="k is given for 3 rows, the matrix has 24"):
         compress_layer(weight, gram, CompressSpec(sparsity=0.5), kept=(1, 2, 3))
+    fixed = {"2:4": {"pattern": "2:4"}, "32/64": {"pattern": "32/64", "bits": 4}, "rank 4": {"rank": 4}}
+    for name, spec in fixed.items():
+        with pytest.raises(ValueError, match=f"budgets of their own under .*{name}: drop kept"):
+            compress_layer(weight, gram, CompressSpec(**spec), kept=(32,) * 24)
 
 
 def test_patterns_of_different_k_run_on_the_edge(tmp_path: Path):
