@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .constraints import Dense, LowRank, Mask, Reals, RowSparse, Sparse
+from .constraints import NM, BalancedBlock, Dense, LowRank, Mask, Reals, RowSparse, Sparse, interleaved
 from .constraints.values import BoundGrid, IntGrid
 from .lower_bound import (
     FixedGrid,
@@ -24,7 +24,7 @@ from .lower_bound import (
     separate,
 )
 from .problem import Array, ratio
-from .solvers.base import Result
+from .solvers.base import Encoding, Result
 from .spec import CompressSpec
 
 #: Wider layers get no bound and no smallest eigenvalue: six matrices of this width in float64 are 0.8 GB.
@@ -51,6 +51,25 @@ class GramFacts:
     stable_rank: float
     part: Separated | None
 
+    @staticmethod
+    def of(gram: Matrix, part: Separated | None) -> GramFacts:
+        """Return the facts of C and what `separate` makes of it; cost O(d^2)."""
+        largest = largest_eigenvalue(gram)
+        whole = part is not None and bool((gram.diagonal() > 0).all())
+        smallest = 1 / largest_eigenvalue(part.inverse) if part is not None and whole else 0.0
+        rank = ratio(float(np.sum(gram * gram)), largest**2) if largest > 0 else float("inf")
+        return GramFacts(gram, largest, smallest, rank, part)
+
+    def of_coordinates(self, order: NDArray[np.intp], scales: Matrix) -> GramFacts:
+        """Return the facts of the C of weights (s_j w_j) whose inputs are put in an order."""
+        part, scales = self.part, scales[order]
+        if part is not None:
+            diagonal = part.diagonal[order] / scales**2
+            part = Separated(
+                _turned(part.gram, order, 1 / scales), _turned(part.inverse, order, scales), diagonal
+            )
+        return GramFacts.of(_turned(self.gram, order, 1 / scales), part)
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -60,7 +79,8 @@ class Certificate:
     condition, stable_rank: of C.  rows: how many rows the figures below are taken from.
     support_condition: largest condition number of C_SS seen.  rate: q at the step 1/L on it (T06).
     descent_gain, coordinate_gain, refit_gain: shares of f that one step of 1/L, the best single change in every row
-        (an entry, a swap of two, or a code), and an exact refit on the support would still remove.
+        (an entry, a swap of two, or a code), and an exact refit on the support would still remove; where AWQ scaled
+        the inputs, L is that of the scaled problem.
     lower_bound: share of f that no weight in the set can avoid (T13; T09 for low rank).  at_most: its inverse, "at
         most this many times the least possible f".  bound_for: "support", "codes at these scales", "rank", "none".
     """
@@ -96,11 +116,15 @@ def gram_facts(gram: Array) -> GramFacts:
     """Return what all layers with this input share; cost about 6 d^3 flops."""
     c = (gram.astype(np.float64) + gram.astype(np.float64).T) / 2
     alive = c.diagonal() > 0
-    largest = largest_eigenvalue(c)
     part = separate(c + np.diag(np.where(alive, 0.0, 1.0))) if len(c) <= MAX_INPUTS else None
-    smallest = 1 / largest_eigenvalue(part.inverse) if part is not None and alive.all() else 0.0
-    rank = ratio(float(np.sum(c * c)), largest**2) if largest > 0 else float("inf")
-    return GramFacts(c, largest, smallest, rank, part)
+    return GramFacts.of(c, part)
+
+
+def _turned(matrix: Matrix, order: NDArray[np.intp], factors: Matrix) -> Matrix:
+    turned = matrix[np.ix_(order, order)]
+    turned *= factors  # in place: the matrices are what memory is planned for
+    turned *= factors[:, None]
+    return turned
 
 
 def certify(
@@ -121,7 +145,7 @@ def certify(
         step: eta of the method, None where it takes no gradient steps.
     """
     rows = np.unique(np.arange(ROWS) * len(weight) // ROWS)
-    constraint = _of_rows(constraint, rows)
+    constraint = _of_rows(constraint, rows, in_blocks=result.encoding.interleaved)
     sample = _Sample.of(weight, constraint, result, facts=facts, rows=rows)
     support = sample.support_facts()
     share, kind = sample.lower_bound(constraint)
@@ -169,7 +193,11 @@ def _inverse_share(smallest: float, largest: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """Hold the sampled rows in float64: W, Theta, the gradient and f of each row; the grid they lie on, if any."""
+    """Hold the sampled rows in float64: W, Theta, the gradient and f of each row; the grid they lie on, if any.
+
+    All in the coordinates of the codes, where groups are consecutive and inputs as scaled as the codes are: f and the
+    set are the same there.
+    """
 
     weight: Matrix
     theta: Matrix
@@ -188,6 +216,11 @@ class _Sample:
         rows: NDArray[np.intp],
     ) -> _Sample:
         w, theta = weight[rows].astype(np.float64), result.theta[rows].astype(np.float64)
+        parts = result.encoding
+        if parts.interleaved or parts.input_scales is not None:
+            order, scales = _coordinates(parts, weight.shape[1])
+            w, theta = (np.ascontiguousarray((a * scales)[:, order]) for a in (w, theta))
+            facts = facts.of_coordinates(order, scales)
         gradient = (theta - w) @ facts.gram
         f = np.maximum(np.sum((theta - w) * gradient, axis=1) / 2, 0)
         return _Sample(w, theta, gradient, f, _grid_of(constraint, result, rows=rows), facts)
@@ -272,22 +305,29 @@ class _Sample:
         return share, "codes at these scales" if kept is None else "support"
 
 
-def _of_rows(constraint: Sparse | LowRank, rows: NDArray[np.intp]) -> Sparse | LowRank:
-    """Return the constraint of some rows: their own budgets where every row has one."""
-    if isinstance(constraint, Sparse) and isinstance(constraint.support, RowSparse):
-        k = constraint.support.k
-        if isinstance(k, tuple):
+def _coordinates(parts: Encoding, d_in: int) -> tuple[NDArray[np.intp], Matrix]:
+    """Return the order and the scales of the inputs in which the codes are."""
+    scales = np.ones(d_in) if parts.input_scales is None else parts.input_scales.astype(np.float64)
+    return interleaved(d_in) if parts.interleaved else np.arange(d_in), scales
+
+
+def _of_rows(constraint: Sparse | LowRank, rows: NDArray[np.intp], *, in_blocks: bool) -> Sparse | LowRank:
+    """Return the constraint of some rows in the codes' order: their own budgets, blocks of consecutive inputs."""
+    if not isinstance(constraint, Sparse):
+        return constraint
+    match constraint.support:
+        case RowSparse(tuple(k)):
             return replace(constraint, support=RowSparse(tuple(k[i] for i in rows)))
+        case BalancedBlock(k, block) if in_blocks:
+            return replace(constraint, support=NM(k, block))
     return constraint
 
 
 def _grid_of(constraint: Sparse | LowRank, result: Result, *, rows: NDArray[np.intp]) -> BoundGrid | None:
-    """Return the grid of these rows; None where their codes are those of scaled or reordered inputs."""
+    """Return the grid of these rows, if they have codes."""
     parts = result.encoding
     if isinstance(constraint, LowRank) or parts.scales is None or parts.zeros is None:
         return None
     spec = constraint.values.spec if isinstance(constraint.values, BoundGrid) else constraint.values
     assert isinstance(spec, IntGrid)
-    grid = BoundGrid(spec, parts.scales[rows].astype(np.float64), parts.zeros[rows])
-    theta = result.theta[rows].astype(np.float64)
-    return grid if np.allclose(grid.round(theta), theta, rtol=1e-5, atol=0) else None
+    return BoundGrid(spec, parts.scales[rows].astype(np.float64), parts.zeros[rows])

@@ -13,7 +13,8 @@ from oracles import allowed_masks, best_sparse_objective, grid_values, refit
 from strategies import ORDINARY, SEEDS, gentle_grams, grams, make_gram, make_weight, weights
 
 from awp_edge import NM, BalancedBlock, Dense, IntGrid, LowRank, Problem, RowSparse, Sparse, solve
-from awp_edge.certificate import certify, gram_facts
+from awp_edge.artifacts import CompressedLayer
+from awp_edge.certificate import Certificate, certify, certify_layer, gram_facts
 from awp_edge.lower_bound import (
     Cardinality,
     FixedGrid,
@@ -23,6 +24,8 @@ from awp_edge.lower_bound import (
     is_definite,
     separate,
 )
+from awp_edge.methods import CompressSpec, compress_layer
+from awp_edge.solvers.base import Result
 
 D = 8
 KINDS = tuple(kind for kind in ORDINARY if kind != "scales")
@@ -217,3 +220,47 @@ def test_a_bad_layer_is_recognised() -> None:
     found = certify(weight, Sparse(RowSparse(1)), trapped, facts=gram_facts(gram))
     assert found.descent_gain == pytest.approx(0, abs=1e-9)
     assert found.coordinate_gain == pytest.approx(0.99) and found.at_most == pytest.approx(100, rel=0.02)
+
+
+#: Codes of groups that are not of consecutive inputs, of scaled inputs, and of both.
+TURNED = {
+    "blocks": {"pattern": "32/64", "group_size": 64},
+    "half blocks": {"pattern": "32/64", "group_size": 32, "method": "sparsegpt"},
+    "scales": {"method": "awq", "group_size": 32},
+    "both": {"method": "awq+wanda", "pattern": "32/64", "group_size": 64},
+}
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_codes_are_certified_where_their_grid_is(name: str) -> None:
+    found, result, best = certified(CompressSpec(bits=4, **TURNED[name]))
+    assert found.coordinate_gain == pytest.approx(1 - best / result.objective, rel=1e-3, abs=1e-6)
+    assert found.support_condition is None and found.refit_gain is None
+    assert 0 < found.lower_bound < 1
+    assert found.bound_for == ("codes at these scales" if name == "scales" else "support")
+
+
+def test_coordinate_descent_on_blocks_leaves_nothing_to_gain() -> None:
+    found, *_ = certified(CompressSpec(bits=4, **TURNED["blocks"]))
+    assert found.coordinate_gain == pytest.approx(0, abs=1e-6)
+    assert found.descent_gain == pytest.approx(0, abs=1e-6)
+
+
+def certified(spec: CompressSpec) -> tuple[Certificate, Result, float]:
+    """Return a layer's certificate, its result and the least f that one changed code in every row reaches."""
+    weight, gram = (
+        make_weight("normal", (3, 128), "float32", seed=2),
+        make_gram("samples", 128, "float32", seed=2),
+    )
+    result = compress_layer(weight, gram, spec, backend="numpy")
+    found = certify_layer(weight, result, facts=gram_facts(gram), spec=spec)
+    parts, best = result.encoding, np.full(3, np.inf)
+    for column, code in product(range(128), range(16)):
+        codes = parts.codes.copy()
+        codes[:, column] = code
+        theta = CompressedLayer("w", weight.shape, replace(parts, codes=codes), bits=4).dense()
+        if spec.kind == "joint":  # what is zero stays zero
+            theta[result.theta[:, column] == 0, column] = 0
+        error = theta.astype(np.float64) - weight
+        best = np.minimum(best, np.einsum("ij,jk,ik->i", error, gram.astype(np.float64), error) / 2)
+    return found, result, float(best.sum())
