@@ -14,7 +14,12 @@ transformers = pytest.importorskip("transformers")
 
 import tiny_models  # noqa: E402
 
-from awp_edge.calibrate import CalibrationRequest, SavedStatistics, open_statistics  # noqa: E402
+from awp_edge.calibrate import (  # noqa: E402
+    CalibrationRequest,
+    SavedStatistics,
+    has_statistics,
+    open_statistics,
+)
 from awp_edge.calibrate.openings import OPENINGS, TEXT_TOKENS, joined, opened_texts, text_shape  # noqa: E402
 from awp_edge.calibrate.runner import TorchModel  # noqa: E402
 from awp_edge.calibrate.sample import sample_texts  # noqa: E402
@@ -188,6 +193,52 @@ def test_saved_statistics_that_do_not_fit_are_one_line(folders, tmp_path):
     (tmp_path / "stats/block-001.safetensors").unlink()
     with pytest.raises(AwpError, match=r"block-001\.safetensors is missing"):
         drive(opened(folders["llama"], asked, tmp_path / "state"))
+
+
+def step(source, *blocks: int) -> None:
+    for block in blocks:
+        source.statistics(block)
+        source.advance(block, {})
+
+
+def test_statistics_of_a_stopped_run_are_gone_on_with(folders, tmp_path):
+    asked = request(tmp_path, statistics=tmp_path / "stats")
+    step(opened(folders["llama"], asked, tmp_path / "state"), 0)
+    assert not has_statistics(tmp_path / "stats")
+    step(opened(folders["llama"], asked, tmp_path / "state"), 1, 2)
+    saved = opened(folders["llama"], asked, tmp_path / "other")
+    live = drive(opened(folders["llama"], replace(asked, statistics=None), tmp_path / "whole"))
+    found = drive(saved)
+    assert isinstance(saved, SavedStatistics) and all(
+        np.array_equal(live[name], found[name]) for name in live
+    )
+    assert not (tmp_path / "stats/unfinished.json").exists()
+
+
+def test_statistics_that_would_lack_blocks_are_never_complete(folders, tmp_path):
+    asked = request(tmp_path)
+    step(opened(folders["llama"], asked, tmp_path / "state"), 0, 1)
+    resumed = opened(folders["llama"], replace(asked, statistics=tmp_path / "stats"), tmp_path / "state")
+    with pytest.raises(AwpError, match=r"lacks block-000\.safetensors.*go on without --statistics"):
+        resumed.statistics(2)
+    with pytest.raises(AwpError, match=r"lacks block-000\.safetensors"):
+        resumed.advance(2, {})
+    assert not has_statistics(tmp_path / "stats")
+
+
+def test_what_is_left_of_other_text_is_not_taken_for_this(folders, tmp_path):
+    asked = request(tmp_path, statistics=tmp_path / "stats")
+    other = tiny_models.write_text(tmp_path / "other.txt", seed=1)
+    step(opened(folders["llama"], replace(asked, source=str(other)), tmp_path / "one"), 0, 1)
+    step(opened(folders["llama"], replace(asked, statistics=None), tmp_path / "state"), 0, 1)
+    with pytest.raises(AwpError, match=r"lacks block-000\.safetensors"):
+        opened(folders["llama"], asked, tmp_path / "state").statistics(2)
+    (tmp_path / "stats/block-000.safetensors").touch()
+    (tmp_path / "stats/unfinished.json").unlink()
+    with pytest.raises(
+        AwpError, match=r"has block-000\.safetensors of an unknown calibration; give an empty"
+    ):
+        opened(folders["llama"], asked, tmp_path / "two")
 
 
 def test_requests_are_sized_by_the_model_and_tokens_are_kept(folders, tmp_path):

@@ -128,9 +128,10 @@ def test_saved_statistics_keep_the_gradients_or_say_that_they_have_none(folders,
             source=str(text), samples=4, seq_len=32, order="one-shot", statistics=tmp_path / name
         )
         (tmp_path / f"{name}-state").mkdir()
-        if not felt:  # what a run that was stopped has left, of other text perhaps
+        if not felt:  # what a run on other text that was stopped has left
             (tmp_path / name).mkdir()
             shutil.copy(tmp_path / "with" / "sensitivity-000.safetensors", tmp_path / name)
+            (tmp_path / name / "unfinished.json").write_text('{"calibration": {"source": "other.txt"}}')
         source = open_statistics(folder, request, tmp_path / f"{name}-state")
         first = [source.sensitivity(block) for block in range(source.n_blocks)] if felt else []
         for block in range(source.n_blocks):

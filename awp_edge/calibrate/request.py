@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import AwpError, UsageError
 from ..models import ModelFolder
 from ..storage import atomic_file, file_sha256
-from .saved import SavedStatistics, SavingStatistics, has_statistics
+from .saved import SavedStatistics, SavingStatistics, has_statistics, require_claimable
 
 if TYPE_CHECKING:
     from .stream import BlockStream
@@ -96,6 +96,7 @@ def open_statistics(
     if has_statistics(asked.statistics):
         say(f"statistics from {asked.statistics}")
         return SavedStatistics(folder, asked.statistics, skip=asked.skip, asked=_identity(asked))
+    require_claimable(asked.statistics)  # before the model writes text for minutes
     stream = _stream(folder, replace(asked, skip=()), state, say=say)
     return SavingStatistics(stream, folder, asked.statistics, skip=asked.skip)
 

@@ -1,6 +1,7 @@
 """Gram matrices in a folder: written while a dense model is streamed, read again by later runs without a forward pass.
 
 manifest.json    model hash, calibration, every linear of every block, SHA-256 of the files; written last
+unfinished.json    model hash and calibration of the files that are there, until the manifest is
 sensitivity-000.safetensors    what the loss gradient says of a block, where it was asked for
 block-000.safetensors    C (d_in, d_in) float32 of every distinct input, by the name of its first linear
 """
@@ -24,6 +25,7 @@ from .names import skipped_names
 SCHEMA_VERSION = 1
 KIND = "awp-edge statistics"
 MANIFEST_FILE = "manifest.json"
+UNFINISHED_FILE = "unfinished.json"
 #: What a key stands for in a set that was saved before there was a choice.
 _ABSENT: Mapping[str, str] = MappingProxyType({"token_weights": "uniform"})
 Weights = Mapping[str, NDArray[np.float32]]
@@ -49,6 +51,15 @@ class DenseStream(Protocol):
 def has_statistics(directory: Path) -> bool:
     """Return whether a folder holds a complete set."""
     return (directory / MANIFEST_FILE).is_file()
+
+
+def require_claimable(directory: Path) -> None:
+    """Raise AwpError where a folder has files of the kind, and nothing says of what model and calibration."""
+    left = _files(directory)
+    if left and not (directory / UNFINISHED_FILE).is_file():
+        raise AwpError(
+            f"{directory} has {left[0].name} of an unknown calibration; give an empty --statistics folder"
+        )
 
 
 class SavedStatistics:
@@ -116,7 +127,10 @@ class SavedStatistics:
 
 
 class SavingStatistics:
-    """Pass on a dense stream's statistics and save them in a folder, the manifest after the last block."""
+    """Pass on a dense stream's statistics and save them in a folder, the manifest after the last block.
+
+    What a stopped run has left in the folder stays where it is of this model and calibration; else it is deleted.
+    """
 
     def __init__(
         self, stream: DenseStream, folder: ModelFolder, directory: Path, *, skip: Sequence[str] = ()
@@ -127,6 +141,7 @@ class SavingStatistics:
         self._names, self._skipped = names, skipped_names(names, skip)
         with writing(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
+            self._claim()
 
     def linears(self, block: int) -> Sequence[LinearInfo]:
         """List the linears of a block that are not skipped."""
@@ -137,14 +152,16 @@ class SavingStatistics:
         return self._stream.weight(name)
 
     def statistics(self, block: int) -> Mapping[str, Gram]:
-        """Compute, save and return the Gram matrices of a block."""
+        """Compute, save and return the Gram matrices of a block.
+
+        Raises: AwpError where the files of blocks before it are missing: their inputs are gone.
+        """
+        self._require_blocks(block)
         grams = self._stream.statistics(block)
         matrices = {name: gram.matrix for name, gram in grams.items()}
         write_tensors(self._directory / block_name(block), matrices)
         if self._stream.has_sensitivity:  # at hand, and a later run may allocate by it
             self.sensitivity(block)
-        else:  # what an unfinished run may have left is of other text
-            (self._directory / sensitivity_name(block)).unlink(missing_ok=True)
         return grams
 
     def sensitivity(self, block: int) -> Sensitivity:
@@ -159,17 +176,39 @@ class SavingStatistics:
         if block + 1 == self.n_blocks:
             self._complete()
 
+    def _claim(self) -> None:
+        mark = self._directory / UNFINISHED_FILE
+        of = {"model_hash": self._folder.hash(), "calibration": dict(self.calibration)}
+        if mark.is_file() and read_json(mark) == of:
+            return
+        for path in _files(self._directory):
+            path.unlink()
+        write_json(mark, of)
+
+    def _require_blocks(self, until: int) -> None:
+        paths = (self._directory / block_name(block) for block in range(until))
+        missing = next((path.name for path in paths if not path.is_file()), None)
+        if missing is not None:
+            raise AwpError(
+                f"{self._directory} lacks {missing}, which a resumed run cannot make any more; "
+                "go on without --statistics, or start again"
+            )
+
     def _complete(self) -> None:
+        self._require_blocks(self.n_blocks)
         linears = [[_entry(info) for info in self._stream.linears(block)] for block in range(self.n_blocks)]
-        names = [name(block) for block in range(self.n_blocks) for name in (block_name, sensitivity_name)]
-        files = [self._directory / name for name in names if (self._directory / name).is_file()]
+        names = [block_name(block) for block in range(self.n_blocks)]
+        felt = [sensitivity_name(block) for block in range(self.n_blocks)]
+        if all((self._directory / name).is_file() for name in felt):
+            names += felt
         manifest = {
             "schema_version": SCHEMA_VERSION, "kind": KIND, "model_hash": self._folder.hash(),
             "calibration": dict(self.calibration), "n_tokens": self._stream.n_tokens, "linears": linears,
             "transposed": [name for name in self._names if self._stream.is_transposed(name)],
-            "files": {path.name: file_sha256(path) for path in files},
+            "files": {name: file_sha256(self._directory / name) for name in names},
         }  # fmt: skip
         write_json(self._directory / MANIFEST_FILE, manifest)
+        (self._directory / UNFINISHED_FILE).unlink(missing_ok=True)
 
 
 def block_name(block: int) -> str:
@@ -180,6 +219,10 @@ def block_name(block: int) -> str:
 def sensitivity_name(block: int) -> str:
     """Return the file of a block's sensitivity."""
     return f"sensitivity-{block:03d}.safetensors"
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted([*directory.glob("block-*.safetensors"), *directory.glob("sensitivity-*.safetensors")])
 
 
 def write_sensitivity(path: Path, found: Sensitivity) -> None:
