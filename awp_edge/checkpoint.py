@@ -11,11 +11,9 @@ from typing import Any
 
 from .artifacts import MANIFEST_FILE, SCHEMA_VERSION, read_manifest, require_hashes
 from .errors import AwpError
-from .storage import read_json, sync_folder, write_json, writing
+from .storage import LOCK_FILE, STATE_FILE, partial_of, read_json, sync_folder, write_json, writing
 
-STATE_FILE = "state.json"
 STATE_FOLDER = "state"
-LOCK_FILE = "lock"
 
 Request = Mapping[str, Any]
 
@@ -88,11 +86,6 @@ class Workspace:
 
     def _start_again(self) -> str:
         return f"delete {self.partial} and start again"
-
-
-def partial_of(out: Path) -> Path:
-    """Return the folder in which OUT is built."""
-    return out.with_name(out.name + ".partial")
 
 
 @contextmanager

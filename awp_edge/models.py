@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AwpError, UsageError
-from .storage import StoredTensor, TensorFile, read_json, sole_owner, write_json, writing
+from .storage import StoredTensor, TensorFile, new_partial, read_json, sole_owner, write_json, writing
 
 Progress = Callable[[str], None]
 
@@ -195,10 +195,7 @@ def _download(name: str, target: Path, say: Progress) -> dict[str, Any]:
     """Fill TARGET.partial and turn it into TARGET."""
     from .fetching import SOURCES
 
-    partial = target.with_name(target.name + ".partial")
-    with writing(partial):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    partial = new_partial(target)
     try:
         with writing(partial):
             source = SOURCES[name](partial, say)

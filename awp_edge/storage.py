@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from .errors import AwpError
 
+#: What an unfinished compression keeps in OUT.partial.
+STATE_FILE, LOCK_FILE = "state.json", "lock"
 CHUNK_BYTES = 1 << 22
 _NUMPY_DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
@@ -201,6 +204,28 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def partial_of(out: Path) -> Path:
+    """Return the folder in which OUT is built."""
+    return out.with_name(out.name + ".partial")
+
+
+def new_partial(out: Path) -> Path:
+    """Make OUT.partial, empty: what a killed run left there goes, but never the checkpoint of a compression.
+
+    Raises: AwpError where there is such a checkpoint, or the folder cannot be written.
+    """
+    partial = partial_of(out)
+    if any((partial / name).exists() for name in (STATE_FILE, LOCK_FILE)):
+        raise AwpError(
+            f"{partial} holds an unfinished compression; finish it with awp-edge compress --resume, "
+            "choose another output folder or delete it"
+        )
+    with writing(partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    return partial
 
 
 def sync_folder(folder: Path) -> None:

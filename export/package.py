@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from ..errors import AwpError, UsageError
 from ..models import TOKENIZER_FILES
-from ..storage import read_json, writing
+from ..storage import new_partial, read_json, writing
 from . import check, graph
 from .assemble import Kinds, write_graph
 from .head import HEADS
@@ -181,10 +181,8 @@ def _partial_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside the target that takes its name only if the block ends well."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise AwpError(f"{target} is not empty; choose another output folder or empty it")
-    partial = target.with_name(target.name + ".partial")
+    partial = new_partial(target)
     with writing(target):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
             yield partial
             if target.exists():

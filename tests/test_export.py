@@ -370,6 +370,23 @@ def test_an_output_that_is_in_use_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "edge").iterdir()] == ["precious"]
 
 
+@pytest.mark.parametrize("kept", ["state.json", "lock"])
+def test_the_checkpoint_of_a_compression_is_never_removed(tmp_path: Path, kept: str) -> None:
+    """Export builds in the same OUT.partial; what a killed export left there is no obstacle."""
+    model = tiny_models.build("llama", tmp_path / "model")
+    partial = tmp_path / "edge.partial"
+    (partial / "blocks").mkdir(parents=True)
+    (partial / kept).write_text("{}")
+    with pytest.raises(
+        AwpError, match=r"edge\.partial holds an unfinished compression; finish it with .*--resume"
+    ):
+        export_model(model, tmp_path / "edge", ExportOptions(format="hf"))
+    assert sorted(path.name for path in partial.iterdir()) == sorted(["blocks", kept])
+    (partial / kept).unlink()
+    export_model(model, tmp_path / "edge", ExportOptions(format="hf"))
+    assert not partial.exists()
+
+
 def test_what_the_builder_says_is_passed_on(tmp_path: Path) -> None:
     """A model the builder chokes on gives one line and leaves nothing."""
     model = tiny_models.build("llama", tmp_path / "model")

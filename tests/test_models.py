@@ -214,6 +214,15 @@ def test_fetch_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").exists()
 
 
+def test_fetch_keeps_the_checkpoint_of_a_compression(tmp_path: Path) -> None:
+    partial = tmp_path / "model.partial"
+    partial.mkdir()
+    (partial / "state.json").write_text("{}")
+    with pytest.raises(AwpError, match="holds an unfinished compression"):
+        fetch("smollm2-135m", tmp_path / "model")
+    assert (partial / "state.json").exists()
+
+
 def test_fetch_keeps_a_complete_folder_and_refuses_a_changed_one(folder: Path) -> None:
     record = {"name": "smollm2-135m", "weights": "toy", "model_hash": ModelFolder(folder).hash()}
     write_json(folder / "source.json", record)
