@@ -130,6 +130,7 @@ def _already_done(
         if manifest is None:
             continue
         require_same(request, manifest["request"], place)
+        _require_known(options, manifest["calibration"], place)
         if place != out:
             with open_workspace(out, resume=True) as (workspace, _):
                 workspace.publish()
@@ -137,6 +138,11 @@ def _already_done(
             progress(Event(f"{out} is complete already"))
         return summary_of(out, manifest, read_json(out / REPORT_FILE))
     return None
+
+
+def _require_known(options: CompressOptions, recorded: Mapping[str, Any], place: Path) -> None:
+    """Raise AwpError where the statistics of a run that needs none any more were of another text."""
+    require_same(options.known, {key: recorded.get(key) for key in options.known}, place)
 
 
 class _Run:
@@ -197,6 +203,8 @@ class _Run:
     def _restore(self) -> None:
         state = self._workspace.load()
         require_same(self._state.request, state.request, self._workspace.partial)
+        if state.all_blocks_done:
+            _require_known(self._options, state.calibration, self._workspace.partial)
         self._earlier = self._state = replace(state, runs=state.runs + 1)
         self._say(f"resuming after {state.next_block} of {state.n_blocks or '?'} blocks")
 

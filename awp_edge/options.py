@@ -29,6 +29,8 @@ class CompressOptions:
         auto_group_size: replace the spec's group size by the largest of 128, 64, 32 that divides every layer.
         skip: patterns of linears that stay as they are; recorded and compared, applied by the statistics source.
         calibration: what was asked for: source, samples, seq_len, seed, order (plain JSON values).
+        known: what the statistics will record of their calibration, as far as it is known before they are opened, such
+            as text_sha256; a finished run that is resumed must have it in common.
         backend, threads: of the solvers.
         max_memory_bytes: refuse a run whose estimated peak is larger.
         allocate: "uniform", or budgets for every "layer" or "row" under the global sparsity, or for every "layer"
@@ -41,6 +43,7 @@ class CompressOptions:
     auto_group_size: bool = False
     skip: tuple[str, ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "auto"
     threads: int | None = None
     max_memory_bytes: int | None = None

@@ -177,6 +177,28 @@ def test_ctrl_c_leaves_a_state_that_resume_completes(tmp_path):
     assert {name for name in whole if whole[name] != resumed[name]} <= {"compress.log", "report.json"}
 
 
+def test_resume_of_a_finished_run_knows_its_text_by_its_contents(road, tmp_path):
+    folder, *_ = road
+    other = tmp_path / "other" / "text.txt"
+    other.parent.mkdir()
+    other.write_bytes((folder / "text.txt").read_bytes())
+    asked = ("--bits", 4, "--method", "rtn", *CALIBRATION, "--one-shot", "--resume")
+    finished = ("compress", folder / "model", tmp_path / "out", *asked)
+    succeeded(*finished, "--calibration", folder / "text.txt")
+    before = tree(tmp_path / "out")
+    succeeded(*finished, "--calibration", other)
+    write_text(other, 2000, seed=1)
+    assert "text_sha256 was" in awp_edge(*finished, "--calibration", other).refused()
+    unfinished = (tmp_path / "out").rename(tmp_path / "out.partial")
+    assert "text_sha256 was" in awp_edge(*finished, "--calibration", other).refused()
+    unfinished.rename(tmp_path / "out")
+    succeeded("compress", folder / "model", tmp_path / "drawn", *asked, "--calibration", folder / "text.txt",
+              "--statistics", tmp_path / "stats", "--seed", 3)  # fmt: skip
+    saved = ("--calibration", folder / "text.txt", "--statistics", tmp_path / "stats")
+    assert "tokens_sha256 was" in awp_edge(*finished, *saved).refused()
+    assert tree(tmp_path / "out") == before
+
+
 def test_the_demo_on_a_model_that_takes_seconds(tmp_path):
     model = build("llama", tmp_path / "cache" / "smollm2-135m", max_position_embeddings=256)
     (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
@@ -195,6 +217,7 @@ def test_the_demo_on_a_model_that_takes_seconds(tmp_path):
     assert first["generated"].keys() == {"prompt", *first["rows"]}
     again = succeeded(*arguments, env={"AWP_CACHE": str(tmp_path / "cache")}).json
     assert again["rows"] == first["rows"] and again["seconds"] == first["seconds"]
+    assert again["made"] == first["made"] and len(first["made"]) == 1
 
 
 def test_the_readme_example_runs(tmp_path):

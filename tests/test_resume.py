@@ -17,7 +17,12 @@ import pytest
 import toy_stack
 from command_line import AWP_EDGE
 
+from awp_edge.compress import Interrupted, compress_model
 from awp_edge.errors import AwpError
+from awp_edge.methods import CompressSpec
+from awp_edge.models import ModelFolder
+from awp_edge.options import CompressOptions
+from awp_edge.record import Event
 
 PROGRAM = Path(toy_stack.__file__)
 SPEC = {"method": "wanda", "sparsity": 0.5, "bits": 4, "group_size": 32}
@@ -166,6 +171,32 @@ def test_resume_of_a_finished_run_changes_nothing(
     assert finish(launch(model, out, "--resume")) == ""
     assert contents(out) | {"report": (out / "report.json").read_text()} == before
     assert before.items() >= reference.items()
+
+
+def test_resume_of_a_run_that_needs_no_statistics_any_more_compares_their_text(
+    model: Path, tmp_path: Path
+) -> None:
+    def compress(*, stop: bool = False, **known: str) -> None:
+        def listen(event: Event) -> None:
+            if stop and event.message.startswith("done: "):
+                raise KeyboardInterrupt
+
+        options = CompressOptions(CompressSpec(**SPEC), resume=True, known=known)
+        folder = ModelFolder(model)
+        compress_model(
+            lambda state: toy_stack.ToySource(folder, state),
+            folder,
+            tmp_path / "out",
+            options=options,
+            progress=listen,
+        )
+
+    with pytest.raises(Interrupted, match="4 of 4 blocks are kept"):
+        compress(stop=True)
+    for _ in range(2):  # all blocks are done; then the whole run is
+        with pytest.raises(AwpError, match=r"other options: tokens_sha256 was .* and is now other"):
+            compress(tokens_sha256="other")
+        compress()
 
 
 def test_resume_brings_home_a_folder_that_lacked_only_the_rename(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import AwpError, UsageError
 from ..models import ModelFolder
 from ..storage import atomic_file, file_sha256
-from .saved import SavedStatistics, SavingStatistics, has_statistics, require_claimable
+from .saved import SavedStatistics, SavingStatistics, has_statistics, require_claimable, saved_calibration
 
 if TYPE_CHECKING:
     from .stream import BlockStream
@@ -68,6 +68,21 @@ class CalibrationRequest:
         capped = min(seq_len, context) if context is not None else seq_len
         return replace(self, samples=self.samples or samples, seq_len=self.seq_len or capped)
 
+    def known(self) -> dict[str, Any]:
+        """Return what is known of the calibration before it is opened: a file's hash, and the tokens' where saved.
+
+        Raises: AwpError for a file that cannot be read.
+        """
+        found: dict[str, Any] = {"text_sha256": file_sha256(Path(self.source))} if self.is_file else {}
+        if self.statistics is not None and has_statistics(self.statistics):
+            found["tokens_sha256"] = saved_calibration(self.statistics).get("tokens_sha256")
+        return found
+
+    @property
+    def is_file(self) -> bool:
+        """Return whether the source is a file of text."""
+        return Path(self.source).suffix in (".txt", ".jsonl")
+
 
 def context_length(folder: ModelFolder) -> int | None:
     """Return the number of positions that a model can take, as its config says."""
@@ -118,10 +133,9 @@ def _stream(folder: ModelFolder, asked: CalibrationRequest, state: Path, *, say:
 def _identity(asked: CalibrationRequest) -> dict[str, Any]:
     """Return what decides the tokens and their weights; a file is known by its name and contents, not its place."""
     path = Path(asked.source)
-    is_file = path.suffix in (".txt", ".jsonl")
     return {
-        "source": path.name if is_file else asked.source, "samples": asked.samples, "seq_len": asked.seq_len,
-        "seed": asked.seed, "text_sha256": file_sha256(path) if is_file else None,
+        "source": path.name if asked.is_file else asked.source, "samples": asked.samples, "seq_len": asked.seq_len,
+        "seed": asked.seed, "text_sha256": file_sha256(path) if asked.is_file else None,
         "token_weights": asked.token_weights,
     }  # fmt: skip
 

@@ -53,6 +53,12 @@ def has_statistics(directory: Path) -> bool:
     return (directory / MANIFEST_FILE).is_file()
 
 
+def saved_calibration(directory: Path) -> Mapping[str, Any]:
+    """Return what a complete set was calibrated on. Raises: AwpError where it is no set of this version."""
+    calibration: Mapping[str, Any] = _read_manifest(directory)["calibration"]
+    return calibration
+
+
 def require_claimable(directory: Path) -> None:
     """Raise AwpError where a folder has files of the kind, and nothing says of what model and calibration."""
     left = _files(directory)

@@ -169,6 +169,7 @@ class SpecChoice(Options):
                 key: getattr(asked, key) for key in ("samples", "seq_len", "seed", "order", "token_weights")
             }
             | {"source": Path(asked.source).name},
+            known=asked.known() if resume else {},
             backend=self.backend,
             threads=self.threads,
             allocate=self.allocate,
