@@ -43,10 +43,15 @@ def demo(result: Result) -> str:
     )
     header = ("", "folder", "bits/weight", "perplexity", "KL to dense", "same top-1", "prefill tok/s", "decode tok/s",
               "peak memory")  # fmt: skip
-    machine = result["machine"]
-    where = f"{machine['cpu']}, {machine['cores']} cores, {result['date']}"
     total = sum(result["seconds"].values()) / 60
-    return f"{grid(header, rows)}\n\n{result['evaluation']}. {where}; {total:.0f} minutes in all.\n"
+    return f"{grid(header, rows)}\n\n{result['evaluation']}. {_origin(result)}; {total:.0f} minutes in all.\n"
+
+
+def _origin(result: Result) -> str:
+    """Return machine and date of every step, or of the whole where the steps of an older file do not say."""
+    if "origin" in result:
+        return str(result["origin"])
+    return f"{result['machine']['cpu']}, {result['machine']['cores']} cores, {result['date']}"
 
 
 def solver(result: Result) -> str:

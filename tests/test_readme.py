@@ -74,6 +74,13 @@ def test_a_marked_place_becomes_a_table_once_and_for_all(readme, tmp_path, name)
     assert readme.fill(filled) == filled
 
 
+def test_the_demo_says_when_each_of_its_steps_was_run(readme, tmp_path):
+    made = {**RESULTS["demo"], "origin": "Another CPU, 8 cores, 2025-12-30 to 2026-01-02"}
+    (tmp_path / "demo.json").write_text(json.dumps(made))
+    filled = readme.fill("<!-- results:demo -->\n<!-- /results:demo -->\n")
+    assert "Another CPU, 8 cores, 2025-12-30 to 2026-01-02" in filled and "A CPU, 2 cores" not in filled
+
+
 def test_places_without_results_stay(readme):
     page = "<!-- results:demo -->\nstale text\n<!-- /results:demo -->"
     assert readme.fill(page) == page

@@ -187,6 +187,22 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "quantization.json").read_text())["rows"] == rows
     again = succeeded(*asked)
     assert again.json["rows"] == rows  # the seconds too: nothing was run twice
+    steps = tmp_path / "out" / "steps.json"
+    records = json.loads(steps.read_text())
+    here = records["dense"]["made"]
+    elsewhere = {
+        "version": "0.0",
+        "date": "2025-12-31",
+        "machine": {**here["machine"], "cpu": "Another", "cores": 64},
+    }
+    records["dense"]["made"] = elsewhere
+    del records["rtn INT4, statistics"]["made"]  # as an earlier version wrote it
+    steps.write_text(json.dumps(records))
+    later = succeeded(*asked).json
+    assert later["rows"] == rows and later["made"] == [elsewhere, here]
+    machines = f"Another, 64 cores and {here['machine']['cpu']}, {here['machine']['cores']} cores"
+    days = f"2025-12-31 to {here['date']}, 1 of 7 steps on an unknown machine and day."
+    assert later["protocol"].endswith(f"; {machines}, {days}")
     assert "unknown" in awp_edge(*asked[:1], "tables", *asked[2:-1]).refused(code=2)
     backwards = [f"{text}:9-3" if argument == text else argument for argument in asked[:-1]]
     assert "before the first" in awp_edge(*backwards).refused(code=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Annotated, Any
 import typer
 
 from ..evaluate import evaluate
-from ..record import machine
 from ..storage import write_json
 from .command import Options, Outcome
 from .compression import CompressChoice, FetchChoice, compress, default_cache, fetch
@@ -69,8 +67,8 @@ def demo(options: DemoChoice) -> Outcome:
         "evaluation": f"{options.windows} windows of {options.seq_len} tokens of the help texts of Python "
         f"{platform.python_version()} (pydoc_data.topics)",
         "seconds": steps.seconds(),
-        "machine": machine(),
-        "date": time.strftime("%Y-%m-%d"),
+        "origin": steps.origin(),
+        "made": steps.made(),
     }
     write_json(options.out / RESULT_FILE, result)
     return Outcome(result, _lines(result, options))
@@ -145,7 +143,8 @@ def _lines(result: Mapping[str, Any], options: DemoChoice) -> Sequence[str]:
         f"onnxruntime-genai, asked: {PROMPT}",
         *texts,
         "",
-        f"{duration(sum(result['seconds'].values()))} in all; details in {options.out / RESULT_FILE}",
+        f"{duration(sum(result['seconds'].values()))} in all on {result['origin']}; "
+        f"details in {options.out / RESULT_FILE}",
     ]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
+from ..record import machine
 from ..storage import read_json, write_json
 from .console import note
 
@@ -20,20 +22,46 @@ class Steps:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / STEPS_FILE
         self.done: dict[str, Any] = read_json(self._file) if self._file.is_file() else {}
+        self._taken: list[str] = []
 
     def run(
         self, name: str, key: Any, work: Callable[[], Mapping[str, Any]], *, makes: Path | None = None
     ) -> Any:
         """Return the step's result, from the record where its key is the same and what it made is still there."""
+        self._taken.append(name)
         record = self.done.get(name)
         if record is not None and record["key"] == key and (makes is None or makes.is_dir()):
             return record["result"]
         note(name)
         start = time.perf_counter()
         result = dict(work())
-        self.done[name] = {"key": key, "result": result, "seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        # Beside the key, not in it: a step is not measured again for being of another day.
+        made = {"version": __version__, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        self.done[name] = {"key": key, "result": result, "seconds": seconds, "made": made}
         write_json(self._file, self.done)
         return result
+
+    def made(self) -> list[dict[str, Any]]:
+        """Return version, date and machine of the steps taken in this run, each once, by date."""
+        known = [self.done[name]["made"] for name in self._taken if "made" in self.done[name]]
+        return sorted(
+            (one for i, one in enumerate(known) if one not in known[:i]), key=lambda one: one["date"]
+        )
+
+    def origin(self) -> str:
+        """Say where and when the steps taken in this run were measured, which need not be here and today."""
+        made, parts = self.made(), []
+        if made:
+            places = dict.fromkeys(
+                f"{one['machine']['cpu']}, {one['machine']['cores']} cores" for one in made
+            )
+            days = dict.fromkeys((made[0]["date"], made[-1]["date"]))
+            parts = [" and ".join(places), " to ".join(days)]
+        silent = sum("made" not in self.done[name] for name in self._taken)
+        if silent:
+            parts.append(f"{silent} of {len(self._taken)} steps on an unknown machine and day")
+        return ", ".join(parts)
 
     def seconds(self) -> dict[str, float]:
         """Return how long each step took when it was run."""

@@ -22,7 +22,6 @@ from ..evaluate import Evaluation, LogitsSource, evaluate
 from ..methods import METHODS
 from ..models import ModelFolder
 from ..problem import Problem
-from ..record import machine
 from ..spec import EFFORTS
 from ..storage import write_json, writing
 from ..table import TABLES, Choice, Row, packed_bits, pooled, rivals, table_rows
@@ -173,8 +172,9 @@ class _Run:
         """Run every row on the first calibration, then on the next, and write what there is after each."""
         dense = self._steps.run("dense", self._key, self._dense)
         done: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
-        result = {"table": self._options.table, "dense": dense, "rows": [], "rivals": [], "convergence": [],
-                  "protocol": self._protocol(dense), "machine": machine()}  # fmt: skip
+        result: dict[str, Any] = {
+            "table": self._options.table, "dense": dense, "rows": [], "rivals": [], "convergence": [],
+        }  # fmt: skip
         for subset in self._subsets:
             for row in rows:
                 if done[row.name] and not METHODS[row.spec.method].calibrated:
@@ -259,10 +259,11 @@ class _Run:
             source += f", tokens weighted by {options.token_weights}"
         return (
             f"Windows of {options.seq_len} tokens: {texts}; calibrated on {source}{spread}, "
-            f"groups of {options.group_size}; {machine()['cpu']}, {time.strftime('%Y-%m-%d')}."
+            f"groups of {options.group_size}; {self._steps.origin()}."
         )
 
-    def _write(self, result: Mapping[str, Any]) -> None:
+    def _write(self, result: dict[str, Any]) -> None:
+        result |= {"protocol": self._protocol(result["dense"]), "made": self._steps.made()}
         write_json(self._options.out / f"{result['table']}.json", result)
         page = self._options.out / f"{result['table']}.md"
         with writing(page):
