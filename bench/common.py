@@ -21,8 +21,7 @@ PACKAGES = ("awp-edge", "numpy", "torch", "transformers", "onnxruntime", "onnxru
 def machine() -> dict[str, Any]:
     """Return processor, cores, memory, versions, instruction set and date."""
     return {
-        "date": datetime.date.today().isoformat(),
-        "processor": _processor(),
+        **stamp(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "isa": native.isa() if native.available() else None,
@@ -30,6 +29,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def stamp() -> dict[str, str]:
+    """Return date and processor, for a measurement that later runs keep."""
+    return {"date": datetime.date.today().isoformat(), "processor": _processor()}
 
 
 def write(name: str, results: Any) -> Path:

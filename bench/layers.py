@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from common import RESULTS, write
+from common import RESULTS, stamp, write
 from numpy.typing import NDArray
 
 from awp_edge import CompressSpec, Problem, compress_layer
@@ -48,13 +48,13 @@ def problems(
                 yield info.name, Problem(source.weight(info.name), grams[info.input].matrix)
 
 
-def measured(problem: Problem, spec: CompressSpec, *, threads: int) -> dict[str, float]:
-    """Return relative error and seconds of one method on one layer."""
+def measured(problem: Problem, spec: CompressSpec, *, threads: int) -> dict[str, Any]:
+    """Return relative error and seconds of one method on one layer, and when and where they were measured."""
     start = time.perf_counter()
     result = compress_layer(problem.weight, problem.gram, spec, threads=threads)
     seconds = time.perf_counter() - start
     error = result.objective / problem.objective(np.zeros_like(problem.weight))
-    return {"relative_error": error, "seconds": seconds}
+    return {"relative_error": error, "seconds": seconds, **stamp()}
 
 
 def compared(
@@ -150,8 +150,17 @@ def main() -> None:
 def measured_before(name: str) -> dict[tuple[str, str], dict[str, Any]]:
     """Return (layer, setting) -> the row of an earlier run, whose peers need not be run again."""
     file = RESULTS / f"{name}.json"
-    rows = json.loads(file.read_text())["results"]["rows"] if file.is_file() else []
-    return {(row["layer"], row["setting"]): row for row in rows}
+    if not file.is_file():
+        return {}
+    earlier = json.loads(file.read_text())
+    # Files of earlier versions say it once for all.
+    made = {key: earlier["machine"][key] for key in ("date", "processor")}
+    return {
+        (row["layer"], row["setting"]): {
+            **row, "methods": {method: {**made, **found} for method, found in row["methods"].items()}
+        }
+        for row in earlier["results"]["rows"]
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

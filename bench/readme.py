@@ -213,7 +213,19 @@ def layers(result: Result) -> str:
     names = list(
         dict.fromkeys(row["layer"].removeprefix("model.layers.") for row in result["results"]["rows"])
     )
-    return f"{grid(header, rows)}\n\nSmolLM2-135M, {', '.join(names)}. {where(result)}.\n"
+    return f"{grid(header, rows)}\n\nSmolLM2-135M, {', '.join(names)}. {_made(result)}.\n"
+
+
+def _made(result: Result) -> str:
+    """Return the processors and the days of every measurement, or of the file where they do not say."""
+    kept = [one for row in result["results"]["rows"] for one in row.get("methods", {}).values()]
+    made = [one for one in kept if "date" in one]
+    if not made:
+        return where(result)
+    days = [find(one["date"] for one in made) for find in (min, max)]
+    return (
+        f"{' and '.join(dict.fromkeys(one['processor'] for one in made))}, {' to '.join(dict.fromkeys(days))}"
+    )
 
 
 def headroom(result: Result) -> str:

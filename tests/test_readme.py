@@ -54,14 +54,24 @@ RESULTS = {
 
 
 @pytest.fixture
-def readme(tmp_path, monkeypatch):
-    """The module bench/readme.py, reading results from a folder of the test."""
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
+def bench(tmp_path, monkeypatch):
+    """Loads a module of bench/ that keeps its results in a folder of the test."""
     monkeypatch.syspath_prepend(ROOT / "bench")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
-    return module
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def readme(bench):
+    """The module bench/readme.py."""
+    return bench("readme")
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -79,6 +89,25 @@ def test_the_demo_says_when_each_of_its_steps_was_run(readme, tmp_path):
     (tmp_path / "demo.json").write_text(json.dumps(made))
     filled = readme.fill("<!-- results:demo -->\n<!-- /results:demo -->\n")
     assert "Another CPU, 8 cores, 2025-12-30 to 2026-01-02" in filled and "A CPU, 2 cores" not in filled
+
+
+def test_peers_that_later_runs_keep_keep_their_date(bench, readme, tmp_path):
+    result = json.loads(json.dumps(RESULTS["layers"]))
+    fresh = {"relative_error": 0.1, "date": "2026-03-04", "processor": "B CPU"}
+    result["results"]["rows"] = [
+        {
+            "layer": "model.layers.3.q",
+            "setting": "50%",
+            "methods": {"awp": {"relative_error": 0.2}, "alps": fresh},
+        }
+    ]
+    (tmp_path / "layers.json").write_text(json.dumps(result))
+    found = bench("layers").measured_before("layers")
+    row = found["model.layers.3.q", "50%"]
+    assert row["methods"]["alps"] == fresh
+    assert row["methods"]["awp"] == {"relative_error": 0.2, "date": MACHINE["date"], "processor": "A CPU"}
+    result["results"]["rows"] = list(found.values())
+    assert readme.layers(result).endswith(". A CPU and B CPU, 2026-01-02 to 2026-03-04.\n")
 
 
 def test_places_without_results_stay(readme):
