@@ -9,13 +9,12 @@ the blocks; against their time stands the least effort of awp-plus whose mean er
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import write
+from common import best_seconds, write
 from solver import top_k_mask, torch_awp
 
 from awp_edge import Problem, RowSparse
@@ -66,13 +65,10 @@ def torch_admm(weight: torch.Tensor, gram: torch.Tensor, *, k: int) -> torch.Ten
 
 
 def timed(call: Callable[[], np.ndarray], problem: Problem, *, runs: int) -> tuple[float, float]:
-    """Return the shortest time and the relative error."""
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        theta = call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), problem.relative_error(theta)
+    """Return the shortest time of several calls after an untimed one, and the relative error."""
+    found: list[np.ndarray] = []
+    seconds = best_seconds(lambda: found.append(call()), runs=runs)
+    return seconds, problem.relative_error(found[-1])
 
 
 def measure(problem: Problem, *, threads: int, runs: int) -> dict[str, tuple[float, float]]:
@@ -88,7 +84,7 @@ def measure(problem: Problem, *, threads: int, runs: int) -> dict[str, tuple[flo
         "ADMM, PyTorch": lambda: torch_admm(weight, gram, k=k).numpy(),
         **{f"awp-plus {name}": lambda effort=effort: plus(effort) for name, effort in LADDER.items()},
     }
-    return {name: timed(call, problem, runs=1 if "AWP" in name else runs) for name, call in calls.items()}
+    return {name: timed(call, problem, runs=runs) for name, call in calls.items()}
 
 
 def main() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import F_TOLERANCE, assert_same_bits
+from conftest import F_TOLERANCE, assert_same_bits, require_native
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import least_squares
@@ -313,3 +316,25 @@ def test_bfloat16_products_find_as_good_a_support(isa: str) -> None:
         found = NativeBackend().admm(inner, RowSparse(48), method=Admm(products=products))
         ends.append(NativeBackend().refit(inner, found != 0, found, steps=10)[1].sum())
     assert ends[1] == pytest.approx(ends[0], rel=0.02)
+
+
+def test_the_bench_runs_the_peers_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first call that is nobody's time, then as many runs to choose from for one as for the other."""
+    pytest.importorskip("torch")
+    require_native()
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "bench")
+    search, calls = importlib.import_module("search"), []
+
+    def counted(peer: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: int) -> object:
+            calls.append(peer.__name__)
+            return peer(*arguments, **options)
+
+        return call
+
+    for name in ("torch_awp", "torch_admm"):
+        monkeypatch.setattr(search, name, counted(getattr(search, name)))
+    found = search.measure(layer("float32"), threads=1, runs=2)
+    assert calls.count("torch_awp") == calls.count("torch_admm") == 3
+    assert all(seconds > 0 and 0 < error < 1 for seconds, error in found.values())
+    assert found.keys() == {"AWP, PyTorch", "ADMM, PyTorch", *(f"awp-plus {name}" for name in search.LADDER)}
