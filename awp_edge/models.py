@@ -109,6 +109,12 @@ class ModelFolder:
         widths = {"64": 8, "32": 4, "16": 2}
         return sum(math.prod(self.shape(n)) * widths.get(self.dtype(n)[-2:], 1) for n in self.tensor_names())
 
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """Return the part of the config that describes the language model: all of it, or its own section."""
+        text = self.config.get("text_config")
+        return text if isinstance(text, dict) else self.config
+
     def hash(self) -> str:
         """Return the SHA-256 of the config and every tensor's name, dtype, shape and bits; sharding does not matter."""
         return self._hash

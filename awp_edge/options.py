@@ -15,6 +15,8 @@ from .methods import CompressSpec
 AUTO_GROUP_SIZES = (128, 64, 32)
 #: Loss gradients are taken on this many tokens at most; their head runs on so many positions at a time.
 GRADIENT_TOKENS, HEAD_TOKENS = 32768, 256
+#: Tokens of calibration text in one forward pass through a block.
+BATCH_TOKENS = 2048
 #: Damping of a spec that names none: C is estimated from the calibration text.
 DAMPING = 0.03
 OFFERED_GROUP_SIZES = (256, 128, 64, 32, 16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from .artifacts import LinearInfo, grid_bits, has_sparse_form, sparse_bits
+from .calibrate.request import SELF, CalibrationRequest
 from .certificate import MAX_INPUTS
 from .constraints import RowSparse, Sparse
 from .errors import AwpError
 from .methods import CompressSpec
 from .models import ModelFolder
-from .options import GRADIENT_TOKENS, HEAD_TOKENS, CompressOptions, fit_spec
+from .options import BATCH_TOKENS, GRADIENT_TOKENS, HEAD_TOKENS, CompressOptions, fit_spec
 
 #: Interpreter, NumPy, torch and transformers at work, in bytes (measured on Linux x86-64, torch 2.13 for CPU).
 BASE_BYTES = 600_000_000
@@ -25,8 +26,6 @@ BASE_BYTES = 600_000_000
 LOADED_BYTES = 450_000_000
 #: Matrices the size of the largest layer that a solver holds at once.
 SOLVER_MATRICES = 8
-#: Tokens of calibration text in one forward pass through a block.
-BATCH_TOKENS = 2048
 #: Shares of the probe's product rate that whole stages reach.
 CALIBRATION_EFFICIENCY, SOLVE_EFFICIENCY = 0.5, 0.6
 #: What solving takes, in products W C: the paper's steps; measured on SmolLM2-135M for awp-plus, by kind and effort.
@@ -35,8 +34,6 @@ _PRODUCTS = {
     "awp-plus": {"pruning": 48, "quantization": 45, "joint": 108},
 }
 _EFFORT = {"fast": 0.35, "default": 1.0, "max": 3.5}
-_DEFAULTS = {"self": (16, 1024)}
-_TEXT_DEFAULTS = (64, 2048)
 
 
 @dataclass(frozen=True)
@@ -150,11 +147,16 @@ def require_memory(folder: ModelFolder, layers: Sequence[LinearInfo], options: C
 
 
 def calibration_size(folder: ModelFolder, options: CompressOptions) -> tuple[int, int]:
-    """Return samples and tokens a sample: as asked, else the defaults, the length capped by the model's context."""
+    """Return samples and tokens a sample: as asked, else the defaults, capped by the model's context.
+
+    Raises: UsageError where more tokens are asked for than the model can take.
+    """
     asked = options.calibration
-    samples, seq_len = _DEFAULTS.get(str(asked.get("source", "self")), _TEXT_DEFAULTS)
-    context = int(folder.config.get("max_position_embeddings") or folder.config.get("n_positions") or seq_len)
-    return int(asked.get("samples") or samples), min(int(asked.get("seq_len") or seq_len), context)
+    request = CalibrationRequest(
+        str(asked.get("source", SELF)), samples=asked.get("samples"), seq_len=asked.get("seq_len")
+    ).sized(folder)
+    assert request.samples is not None and request.seq_len is not None
+    return request.samples, request.seq_len
 
 
 def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options: CompressOptions) -> int:
@@ -187,7 +189,7 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
             4 * (2 * head + 3 * HEAD_TOKENS * head // max(1, hidden)),
         ]
     streaming = BASE_BYTES + max(stages)
-    if options.calibration.get("source", "self") != "self":
+    if options.calibration.get("source", SELF) != SELF:
         return streaming
     numbers = sum(math.prod(folder.shape(n)) for n in folder.tensor_names())
     cache = 2 * samples * seq_len * _n_blocks(folder) * _key_value_size(folder, hidden)
@@ -212,7 +214,8 @@ def hidden_state_bytes(folder: ModelFolder, options: CompressOptions) -> int:
 
 
 def _n_blocks(folder: ModelFolder) -> int:
-    return int(folder.config.get("num_hidden_layers") or folder.config.get("n_layer") or 1)
+    config = folder.text_config
+    return int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
 
 
 def product_rate(size: int = 768, repeats: int = 6) -> float:
@@ -308,7 +311,7 @@ def _warnings(folder: ModelFolder, options: CompressOptions, spec: CompressSpec)
             f"the run chooses every layer's width, {spec.bits} bits on average; bytes are those of {spec.bits} "
             "everywhere, and 3-bit codes take 4"
         )
-    if options.calibration.get("source", "self") == "self":
+    if options.calibration.get("source", SELF) == SELF:
         notes.append("self calibration writes its own text first; its time is not part of the estimate")
     return tuple(notes)
 
@@ -324,11 +327,12 @@ def _largest_block(layers: Sequence[LinearInfo]) -> list[LinearInfo]:
 
 
 def _hidden_size(folder: ModelFolder) -> int:
-    config: Mapping[str, Any] = folder.config
+    config = folder.text_config
     return int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0)
 
 
 def _key_value_size(folder: ModelFolder, hidden: int) -> int:
-    heads = int(folder.config.get("num_attention_heads") or folder.config.get("n_head") or 1)
-    kept = int(folder.config.get("num_key_value_heads") or heads)
-    return kept * int(folder.config.get("head_dim") or hidden // heads)
+    config = folder.text_config
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    kept = int(config.get("num_key_value_heads") or heads)
+    return kept * int(config.get("head_dim") or hidden // heads)

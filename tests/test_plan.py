@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_calibration_defaults_and_the_context_limit(llama: ModelFolder) -> None:
     assert size(source="self") == (16, 128)
     assert size(source="file.txt", samples=3, seq_len=20) == (3, 20)
     assert hidden_state_bytes(llama, options(sparsity=0.5)) == 2 * 4 * 4 * 32 * 64
+    with pytest.raises(UsageError, match="--seq-len 129 exceeds the 128 positions"):
+        size(source="self", seq_len=129)
+
+
+def test_a_language_model_inside_another_is_planned_by_its_own_config(tmp_path: Path) -> None:
+    folder = ModelFolder(tiny_models.build_nested(tmp_path / "nested"))
+    felt = CompressOptions(CompressSpec(sparsity=0.5), calibration={**TEXT, "token_weights": "loss"})
+    made = plan(folder, replace(felt, calibration={"source": "self"}))
+    assert (len(made.layers), made.n_blocks, made.samples, made.seq_len) == (21, 3, 16, 128)
+    assert hidden_state_bytes(folder, options(sparsity=0.5)) == 2 * 4 * 4 * 32 * 64
+    assert hidden_state_bytes(folder, felt) == (3 + 3) * 4 * 4 * 32 * 64
 
 
 def test_notes_say_what_a_user_should_know(llama: ModelFolder, tmp_path: Path) -> None:

@@ -61,6 +61,18 @@ def build(family: str, folder: Path, *, seed: int = 0, dtype: str = "float32", *
     return Path(folder)
 
 
+def build_nested(folder: Path) -> Path:
+    """Write a tiny model of images and text, whose config has its language model's as `text_config`."""
+    text = {**_SIZES, **_GQA, "head_dim": 16}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": 1, "patch_size": 4,
+              "out_hidden_size": 64, "deepstack_visual_indexes": [], "num_position_embeddings": 16}  # fmt: skip
+    config = transformers.Qwen3VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision)
+    with torch.random.fork_rng(devices=[]):
+        transformers.Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 def whole(folder: Path) -> torch.nn.Module:
     """Load a folder the usual way, as an oracle."""
     name = json.loads((folder / "config.json").read_text())["architectures"][0]

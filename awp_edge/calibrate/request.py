@@ -86,8 +86,7 @@ class CalibrationRequest:
 
 def context_length(folder: ModelFolder) -> int | None:
     """Return the number of positions that a model can take, as its config says."""
-    text = folder.config.get("text_config")
-    config = text if isinstance(text, dict) else folder.config
+    config = folder.text_config
     return next((int(config[key]) for key in _CONTEXT_KEYS if config.get(key)), None)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from ..artifacts import Gram, LinearInfo, Sensitivity
 from ..errors import AwpError
 from ..models import ModelFolder
+from ..options import BATCH_TOKENS
 from .capture import BlockCall, Capture, capture, linear_infos
 from .gram import GramAccumulator
 from .hidden import HiddenReader, HiddenWriter, hidden_writer
@@ -25,7 +26,6 @@ from .saved import sensitivity_name
 from .sensitivity import DensePass, sensitivity
 from .threads import torch_threads
 
-BATCH_TOKENS = 2048
 Weights = Mapping[str, NDArray[np.float32]]
 
 
