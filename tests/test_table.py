@@ -204,6 +204,10 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     days = f"2025-12-31 to {here['date']}, 1 of 7 steps on an unknown machine and day."
     assert later["protocol"].endswith(f"; {machines}, {days}")
     assert "unknown" in awp_edge(*asked[:1], "tables", *asked[2:-1]).refused(code=2)
+    (tmp_path / "other").mkdir()
+    namesake = write_text(tmp_path / "other" / "text.txt", 2000, seed=1)
+    twice = awp_edge(*asked[:-3], "--text", namesake, "--out", tmp_path / "twice").refused(code=2)
+    assert "would both be called text.txt: rename a file" in twice and not (tmp_path / "twice").exists()
     backwards = [f"{text}:9-3" if argument == text else argument for argument in asked[:-1]]
     assert "before the first" in awp_edge(*backwards).refused(code=2)
 

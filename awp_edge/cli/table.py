@@ -126,10 +126,24 @@ def table(options: TableChoice) -> Outcome:
             choice=choice,
         )
     )
-    run = _Run(options, [open_text(name, options.windows) for name in options.text], subsets_of(options))
+    run = _Run(options, open_texts(options.text, options.windows), subsets_of(options))
     result = run.measure(rows)
     plots = [str(file) for file in draw(result, options.out)]
     return Outcome({**result, "plots": plots}, [*markdown(result).splitlines(), *plots])
+
+
+def open_texts(names: Sequence[str], windows: int | None) -> list[Text]:
+    """Read every text. Raises: UsageError where two have one label, under which results are kept."""
+    labels: dict[str, str] = {}
+    for name in names:
+        label = Path(name).name
+        if label in labels:
+            raise UsageError(
+                f"--text {labels[label]} and --text {name} would both be called {label}: "
+                "rename a file, or leave one out"
+            )
+        labels[label] = name
+    return [open_text(name, windows) for name in names]
 
 
 def open_text(name: str, windows: int | None) -> Text:
