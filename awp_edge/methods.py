@@ -53,6 +53,7 @@ class Method:
 
     adjustable: whether it heeds effort and damping.
     calibrated: False where C does not change what it makes of a weight.
+    scales_inputs: whether its codes are those of scaled inputs.
     """
 
     summary: str
@@ -60,6 +61,7 @@ class Method:
     run: Solver
     adjustable: bool = False
     calibrated: bool = True
+    scales_inputs: bool = False
 
     def handles(self, kind: str) -> bool:
         """Return whether the method can serve this kind of constraint."""
@@ -197,9 +199,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             ("quantization",),
             _fitted(gptq, options=Gptq("activation")),
         ),
-        "awq": Method("input scales and clipping searched (Lin et al. 2024)", ("quantization",), _awq),
-        "awq+wanda": Method("AWQ, then Wanda on its result", ("joint",), _awq_wanda),
-        "wanda+awq": Method("Wanda, then AWQ on what is left", ("joint",), _wanda_awq),
+        "awq": Method(
+            "input scales and clipping searched (Lin et al. 2024)",
+            ("quantization",),
+            _awq,
+            scales_inputs=True,
+        ),
+        "awq+wanda": Method("AWQ, then Wanda on its result", ("joint",), _awq_wanda, scales_inputs=True),
+        "wanda+awq": Method("Wanda, then AWQ on what is left", ("joint",), _wanda_awq, scales_inputs=True),
         "svd": Method("singular value decomposition of W", ("low rank",), _factored(svd), calibrated=False),
         "asvd": Method("activation-aware SVD, the low-rank optimum", ("low rank",), _factored(asvd)),
         "awp": Method(

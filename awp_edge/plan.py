@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .artifacts import LinearInfo, grid_bits, has_sparse_form, sparse_bits
+from .artifacts import LinearInfo, grid_bits, sparse_bits
 from .calibrate.request import SELF, CalibrationRequest
 from .certificate import MAX_INPUTS
 from .constraints import RowSparse, Sparse
@@ -254,7 +254,7 @@ def _export_bits(shape: tuple[int, int], spec: CompressSpec) -> int:
         return 32 * spec.rank_for(shape) * sum(shape)
     if spec.bits is None:
         return 32 * math.prod(shape)
-    if has_sparse_form(spec.bits, spec.group_size, interleaved=spec.interleaved):
+    if spec.sparse_export:
         return sparse_bits(shape, kept=spec.support(shape).descriptor()[1][0], group_size=spec.group_size)
     return grid_bits(shape, spec.bits, shape[1] // spec.group_size)
 

@@ -41,9 +41,13 @@ Progress = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class CompressSummary:
-    """Return what a run did; `layers` holds every layer's name, relative_error, iterations, seconds and certificate."""
+    """Return what a run did; `layers` holds every layer's name, relative_error, iterations, seconds and certificate.
+
+    spec: the options of `CompressSpec` as the layers settled them.
+    """
 
     out: Path
+    spec: Mapping[str, Any]
     mean_relative_error: float
     bits_per_weight: float
     sparsity: float
@@ -103,6 +107,7 @@ def summary_of(out: Path, manifest: Mapping[str, Any], report: Mapping[str, Any]
     )
     return CompressSummary(
         out=out,
+        spec=manifest["spec"],
         mean_relative_error=manifest["mean_relative_error"],
         bits_per_weight=manifest["bits_per_weight"],
         sparsity=manifest["sparsity"],

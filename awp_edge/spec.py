@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .artifacts import has_sparse_form
 from .constraints import NM, BalancedBlock, Dense, IntGrid, LowRank, Reals, RowSparse, Sparse, Support
 from .errors import UsageError
 
@@ -23,7 +24,8 @@ class CompressSpec:
         sparsity: share of weights to prune, 0 <= s < 1; k = floor((1 - s) d_in + 1/2) stay in every row.
         pattern: "row", "N:M" or "K/64"; the last two imply their sparsity.
         bits: 2, 3, 4 or 8 for an integer grid, None for real values.
-        group_size: inputs that share a scale: consecutive ones; for K/64 those of consecutive blocks, a multiple of 64.
+        group_size: inputs that share a scale: consecutive ones; for K/64 consecutive ones in the order of the blocks,
+            where a sparse export needs whole blocks: a multiple of 64.
         rank: an integer is a rank, a fraction below 1 a share of the parameters; excludes the others.
         effort: "fast", "default" or "max".
         damping: share of every C_jj that awp-plus sees added to it while it prunes, from 0 up. None adds next to
@@ -90,6 +92,14 @@ class CompressSpec:
     def interleaved(self) -> bool:
         """Return whether scales belong to groups of whole K/64 blocks instead of consecutive inputs."""
         return self.bits is not None and "/" in self.pattern
+
+    @property
+    def sparse_export(self) -> bool:
+        """Return whether `export --weights auto` stores the nonzero codes alone; the group size has to be settled."""
+        from .methods import METHODS
+
+        turned = self.interleaved and not METHODS[self.method].scales_inputs
+        return self.bits is not None and has_sparse_form(self.bits, self.group_size, interleaved=turned)
 
     def consecutive(self) -> CompressSpec:
         """Return the same of K/64 once the inputs are in the order of the blocks: K:64."""

@@ -73,6 +73,26 @@ def test_compress_says_what_zeros_do_not_bring(road, tmp_path):
     assert "mean relative error" in run.out and "bits per weight" in run.out and "exact zeros" in run.out
 
 
+def test_bits_are_those_of_the_export_that_is_named(road, tmp_path):
+    folder, *_ = road
+    asked = (folder / "model", "--method", "wanda", "--pattern", "32/64", "--bits", 4)
+    calibration = ("--calibration", folder / "text.txt", *CALIBRATION)
+    for group, name in ((64, "sparse"), (32, "dense")):
+        planned = succeeded("plan", *asked, "--group-size", group, *calibration)
+        run = succeeded(
+            "compress", asked[0], tmp_path / name, *asked[1:], "--group-size", group, *calibration
+        )
+        figures = [
+            re.search(r"bits per weight\s+(\S+) in a (\w+) export", each.out) for each in (planned, run)
+        ]
+        assert [figure[2] for figure in figures] == [name, name]
+        # A plan counts a zero point a group; a run leaves out those that are all alike.
+        assert float(figures[0][1]) == pytest.approx(float(figures[1][1]), abs=0.15)
+        assert ("neither speed nor size" in run.out) == (name == "dense")
+    scaled = succeeded("plan", folder / "model", "--method", "awq+wanda", *asked[3:], "--group-size", 64)
+    assert "in a dense export" in scaled.out
+
+
 def test_plan_needs_no_output_and_writes_nothing(road):
     folder, *_ = road
     before = tree(folder / "model")

@@ -224,7 +224,7 @@ def _plan_lines(planned: Plan) -> list[str]:
             ),
             ("asked", f"{asked.kind} by {asked.method}{_details(asked)}"),
             ("calibration", f"{planned.samples} windows of {planned.seq_len} tokens"),
-            ("bits per weight", f"{planned.bits_per_weight:.3f} in a dense export"),
+            ("bits per weight", f"{planned.bits_per_weight:.3f} in a {_export(asked)} export"),
             ("compressed folder", size(planned.compressed_bytes)),
             ("disk while running", size(planned.disk_bytes)),
             ("peak memory", f"about {size(planned.peak_memory_bytes)}{fits}"),
@@ -261,7 +261,7 @@ def compress(options: CompressChoice) -> Outcome:
     """
     settled = options.settled(resume=options.resume)
     summary = _compress(options, settled)
-    return Outcome(summary.to_json(), _summary_lines(summary, settled.spec))
+    return Outcome(summary.to_json(), _summary_lines(summary))
 
 
 def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSummary:
@@ -285,25 +285,28 @@ def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSumm
         return compress_model(open_source, folder, options.out, options=settled, progress=show)
 
 
-def _summary_lines(summary: CompressSummary, spec: CompressSpec) -> list[str]:
-    sparse = spec.interleaved and spec.bits == 4
+def _summary_lines(summary: CompressSummary) -> list[str]:
+    spec = CompressSpec(**summary.spec)
     lines = facts(
         [
             ("compressed", f"{summary.out}  ({len(summary.layers)} layers, {spec.kind})"),
             ("exact zeros", f"{summary.sparsity:.2%}"),
             (
                 "bits per weight",
-                f"{summary.bits_per_weight:.3f} in a {'sparse' if sparse else 'dense'} export, scales and zero points "
-                "included",
+                f"{summary.bits_per_weight:.3f} in a {_export(spec)} export, scales and zero points included",
             ),
             ("mean relative error", f"{summary.mean_relative_error:.5f}"),
             ("time", f"{duration(summary.seconds)}, of which solving {duration(summary.solve_seconds)}"),
             ("peak memory", size(summary.peak_memory_bytes)),
         ]
     )
-    if summary.sparsity > 0.01 and not sparse:
+    if summary.sparsity > 0.01 and not spec.sparse_export:
         lines.append(ZEROS_NOTE)
     return lines
+
+
+def _export(spec: CompressSpec) -> str:
+    return "sparse" if spec.sparse_export else "dense"
 
 
 def _whole(text: str) -> int:
