@@ -26,6 +26,10 @@ class LogitsSource(Protocol):
     def vocab_size(self) -> int:
         """Return the number of logits per token."""
 
+    @property
+    def context_length(self) -> int | None:
+        """Return the longest window in tokens; None where there is no limit."""
+
     def encode(self, text: str) -> Sequence[int] | NDArray[np.integer[Any]]:
         """Return the text's tokens, no special token added."""
 

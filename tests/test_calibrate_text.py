@@ -303,6 +303,16 @@ def test_runner_gives_the_models_logits(family, folders):
     assert list(model.encode("ab")) == byte_tokenizer(folders)("ab", add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_runner_refuses_more_than_the_context(family, folders):
+    """Learned positions end there, and rotary ones go on without a word."""
+    model = TorchModel(folders[family])
+    assert model.context_length == 128
+    with pytest.raises(AwpError, match=r"^129 tokens are more than the context of 128$"):
+        next(model.logits(np.zeros(129, dtype=np.int64)))
+    assert sum(len(part) for part in model.logits(np.zeros(128, dtype=np.int64))) == 128
+
+
 def test_runner_refuses_what_has_no_next_token(folders):
     with pytest.raises(AwpError, match="not a causal language model"):
         TorchModel(folders["bert"])

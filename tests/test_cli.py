@@ -120,6 +120,16 @@ def test_eval_agrees_on_all_kinds_of_folders(road):
     assert edge["kl"] < 0.1 * small["kl"]
 
 
+def test_eval_keeps_to_the_context(road):
+    folder, *_ = road
+    asked = ("--text", folder / "text.txt", "--windows", 1)
+    for kind in ("model", "small", "edge"):
+        beyond = awp_edge("eval", folder / kind, *asked, "--seq-len", 129).refused()
+        assert beyond == "awp-edge: 129 tokens are more than the context of 128"
+    assert "1 windows of 128 tokens, the whole context" in succeeded("eval", folder / "small", *asked).out
+    assert succeeded("eval", folder / "edge", *asked, "--json").json["seq_len"] == 128
+
+
 def test_report_is_one_page(road, tmp_path):
     folder, *_ = road
     succeeded("eval", folder / "small", "--text", folder / "text.txt", "--seq-len", 64, "--windows", 1,
@@ -195,6 +205,15 @@ def test_ctrl_c_leaves_a_state_that_resume_completes(tmp_path):
     assert whole.keys() == resumed.keys()
     # Only what tells the time may differ.
     assert {name for name in whole if whole[name] != resumed[name]} <= {"compress.log", "report.json"}
+
+
+def test_what_does_not_fit_is_refused_before_text_is_written(tmp_path):
+    model = build("bert", tmp_path / "bert")  # its next line would be that an encoder writes none
+    new = ("compress", model, tmp_path / "out", "--bits", 4, "--statistics", tmp_path / "stats")
+    assert "group size 48 does not divide" in awp_edge(*new, "--group-size", 48).refused(code=2)
+    assert "--max-memory allows" in awp_edge(*new, "--max-memory", 0.01).refused()
+    assert "cannot write its own" in awp_edge(*new).refused()
+    assert not (tmp_path / "stats").exists()
 
 
 def test_resume_of_a_finished_run_knows_its_text_by_its_contents(road, tmp_path):

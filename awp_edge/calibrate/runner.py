@@ -53,6 +53,12 @@ class TorchModel:
         """Return the number of logits per token."""
         return int(self._head.weight.shape[0])
 
+    @property
+    def context_length(self) -> int | None:
+        """Return the longest sequence the model takes, in tokens; None where its config names none."""
+        longest = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return None if longest is None else int(longest)
+
     def encode(self, text: str) -> Sequence[int]:
         """Return the text's tokens, no special token added."""
         if self._tokenizer is None:
@@ -61,7 +67,12 @@ class TorchModel:
         return tokens
 
     def logits(self, window: NDArray[np.integer[Any]] | Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits of a window's tokens in order, (chunk, vocab_size) float32."""
+        """Yield the logits of a window's tokens in order, (chunk, vocab_size) float32.
+
+        Raises: AwpError for more tokens than the context, which some models would take without a word.
+        """
+        if self.context_length is not None and len(window) > self.context_length:
+            raise AwpError(f"{len(window)} tokens are more than the context of {self.context_length}")
         tokens = torch.from_numpy(np.asarray(window, dtype=np.int64))[None]
         chunk = max(1, CHUNK_BYTES // (4 * self.vocab_size))
         with torch_threads(self._threads), torch.inference_mode():

@@ -27,7 +27,12 @@ class EvalChoice(Options):
         Path, typer.Argument(metavar="FOLDER", help="A Hugging Face, compressed or edge folder.")
     ]
     text: Annotated[Path, typer.Option(metavar="FILE", help="The text, .txt or .jsonl (its `text` fields).")]
-    seq_len: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = DEFAULT_SEQ_LEN
+    seq_len: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help=f"Tokens per window; {DEFAULT_SEQ_LEN}, or the context of a model that has less."
+        ),
+    ] = None
     windows: Annotated[int | None, typer.Option(min=1, help="Windows at most; all by default.")] = None
     against: Annotated[
         Path | None,
@@ -56,27 +61,28 @@ def evaluation(options: EvalChoice) -> Outcome:
     payload = {"folder": str(options.folder), "text": str(options.text), **measured.as_dict()}
     if options.output is not None:
         write_json(options.output, payload)
-    return Outcome(payload, _evaluation_lines(measured))
+    return Outcome(payload, _evaluation_lines(measured, capped=options.seq_len is None))
 
 
 def measure(
     folder: Path,
     text: str,
     *,
-    seq_len: int,
+    seq_len: int | None,
     windows: int | None,
     against: Path | None = None,
     threads: int | None = None,
 ) -> Evaluation:
-    """Open one or two folders and measure, with progress on stderr."""
+    """Open one or two folders and measure, with progress on stderr; by default in windows that both can take."""
     folder_kind(folder)
     dense = None if against is None else open_source(against, threads=threads)
     model = open_source(folder, threads=threads)
+    contexts = [source.context_length or DEFAULT_SEQ_LEN for source in (model, dense) if source is not None]
     with progress("evaluating") as advance:
         return evaluate(
             model,
             text,
-            seq_len=seq_len,
+            seq_len=seq_len or min(DEFAULT_SEQ_LEN, *contexts),
             windows=windows,
             against=dense,
             on_window=lambda done, total: advance(done, total, "window"),
@@ -94,8 +100,10 @@ def open_source(folder: Path, *, threads: int | None = None) -> LogitsSource:
     return TorchModel(folder, threads=threads)
 
 
-def _evaluation_lines(measured: Evaluation) -> list[str]:
+def _evaluation_lines(measured: Evaluation, *, capped: bool) -> list[str]:
     scope = f"{measured.windows} windows of {measured.seq_len} tokens"
+    if capped and measured.seq_len < DEFAULT_SEQ_LEN:
+        scope += ", the whole context"
     pairs = [("perplexity", f"{measured.perplexity:.4g}  ({scope})")]
     if measured.kl is not None and measured.top1_agreement is not None:
         pairs += [
