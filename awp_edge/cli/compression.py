@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..calibrate.request import CalibrationRequest, open_statistics
+from ..calibrate.saved import has_statistics
 from ..errors import UsageError
 from ..methods import DEFAULT_METHOD, EFFORTS, METHODS, CompressSpec
 from ..options import CompressOptions
@@ -270,7 +271,7 @@ def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSumm
     from ..plan import require_fit
 
     folder = ModelFolder(options.model)
-    if options.statistics is None:
+    if options.statistics is None or not has_statistics(options.statistics):
         require_fit(folder, settled)  # before the model writes text for minutes
     with progress("compressing") as advance:
 
