@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_line import awp_edge, succeeded
+from command_line import AWP_EDGE, awp_edge, succeeded
 from tiny_models import build, write_text
 
 from awp_edge import METHODS, CompressSpec, Problem
@@ -210,6 +213,29 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "would both be called text.txt: rename a file" in twice and not (tmp_path / "twice").exists()
     backwards = [f"{text}:9-3" if argument == text else argument for argument in asked[:-1]]
     assert "before the first" in awp_edge(*backwards).refused(code=2)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_ctrl_c_says_where_a_table_goes_on(tmp_path: Path, rows: int) -> None:
+    """Before the first row is done and after it, both while a row is compressed: tables have no --resume."""
+    pytest.importorskip("matplotlib")
+    build("llama", tmp_path / "model", num_hidden_layers=24)
+    text = write_text(tmp_path / "text.txt", 2000)
+    out = tmp_path / "out"
+    asked = ("table", "quantization", tmp_path / "model", "--text", text, "--calibration", text, "--samples", 4,
+             "--seq-len", 64, "--windows", 2, "--group-size", 32, "--method", "rtn", "--out", out)  # fmt: skip
+    state = out / f"rtn-INT{4 - rows}.partial" / "state.json"
+    command = [*AWP_EDGE, *map(str, asked)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not state.is_file():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        printed, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and printed == "", (printed, err)
+    kept = f"what was finished is kept in {out}; give the same command to go on"
+    assert err.strip() == f"awp-edge: table was interrupted: {kept}"
+    assert len(json.loads((out / "steps.json").read_text())) == 1 + rows
+    assert len(succeeded(*asked, "--json").json["rows"]) == 3
 
 
 def test_several_calibrations_give_a_spread(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ class Options:
         bool, typer.Option("--json", help="Print one JSON object as the last line of stdout, errors too.")
     ] = False
 
+    def kept(self) -> str | None:
+        """Say what Ctrl-C leaves and how to go on; None where nothing is left."""
+        return None
+
 
 def register(app: typer.Typer, name: str, *, options: type[Options], run: Callable[[Any], Outcome]) -> None:
     """Add a command whose options are the fields of a dataclass and whose help is the function's docstring."""
@@ -38,8 +42,11 @@ def register(app: typer.Typer, name: str, *, options: type[Options], run: Callab
         chosen = options(**values)
         try:
             outcome = run(chosen)
-        except KeyboardInterrupt:
-            raise Interrupted(f"{name} was interrupted: nothing was kept, run it again") from None
+        except (KeyboardInterrupt, Interrupted) as stop:
+            kept = chosen.kept()
+            if kept is None and isinstance(stop, Interrupted):
+                raise  # it says itself what it keeps
+            raise Interrupted(f"{name} was interrupted: {kept or 'nothing was kept, run it again'}") from None
         lines = [json.dumps(plain_json(outcome.payload))] if chosen.json else outcome.lines
         typer.echo("\n".join(lines))
 

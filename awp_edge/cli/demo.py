@@ -19,7 +19,7 @@ from .compression import CompressChoice, FetchChoice, compress, default_cache, f
 from .console import columns, duration, progress, size
 from .edge import BenchChoice, ExportChoice, GenerateChoice, bench, export, generate
 from .evaluation import open_source
-from .steps import Steps
+from .steps import Steps, finished_steps
 
 MODEL = "smollm2-135m"
 PROMPT = "Explain in one sentence why the sky is blue."
@@ -45,6 +45,10 @@ class DemoChoice(Options):
     windows: Annotated[int, typer.Option(min=1, help="Windows of the evaluation.")] = 4
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 1024
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all usable cores by default.")] = None
+
+    def kept(self) -> str:
+        """Name the folder of the finished steps."""
+        return finished_steps(self.out)
 
 
 def demo(options: DemoChoice) -> Outcome:

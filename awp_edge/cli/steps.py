@@ -15,6 +15,11 @@ from .console import note
 STEPS_FILE = "steps.json"
 
 
+def finished_steps(folder: Path) -> str:
+    """Say what an interrupted run leaves: its steps, and the blocks that a compression had finished."""
+    return f"what was finished is kept in {folder}; give the same command to go on"
+
+
 class Steps:
     """Run named steps once: a step whose parameters and results are on record is not run again."""
 

@@ -30,7 +30,7 @@ from .command import Options, Outcome
 from .compression import CompressChoice, compress
 from .console import progress
 from .evaluation import open_source
-from .steps import Steps
+from .steps import Steps, finished_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,10 @@ class TableChoice(Options):
         typer.Option(metavar="DIR", help="Take these saved statistics for the subsets; may be repeated."),
     ] = None
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; all usable cores by default.")] = None
+
+    def kept(self) -> str:
+        """Name the folder of the finished rows."""
+        return finished_steps(self.out)
 
 
 @dataclass(frozen=True)
