@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..errors import AwpError
+from ..errors import AwpError, UsageError
+from ..storage import writing
 from .graph import GRAPH_FILE
 from .library import library_path
 from .passes.sparse import OPERATOR, read_sparse
@@ -78,16 +79,32 @@ def limits(graph: ir.Model, *, threads: int) -> dict[str, Any] | None:
     return found
 
 
+def require_plot(path: Path) -> None:
+    """Raise where a plot could not be written, before minutes are measured for it.
+
+    Raises:
+        UsageError: a suffix that matplotlib does not write.
+        AwpError: matplotlib is not installed, or there is no folder to write into.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise AwpError("a plot needs matplotlib; pip install 'awp-edge[bench]'") from None
+    if path.suffix.lower().lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise UsageError(f"--plot {path} is not of a kind that can be drawn: give a .png or .svg file")
+    if not path.absolute().parent.is_dir():
+        raise AwpError(f"--plot {path}: there is no folder {path.parent}; make it first")
+
+
 def plot(measured: dict[str, Any], path: Path) -> None:
     """Draw decode and prefill of the three ways of storage, the limits as lines.
 
     Raises:
-        AwpError: matplotlib is not installed.
+        AwpError: as `require_plot`, or a file that cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise AwpError("a plot needs matplotlib; pip install 'awp-edge[bench]'") from None
+    require_plot(path)
+    from matplotlib.figure import Figure
+
     rows = {measured["weights"]: measured, **measured["against"]}
     figure = Figure(figsize=(9, 4), layout="constrained")
     bounds = measured["limits"] or {}
@@ -103,4 +120,5 @@ def plot(measured: dict[str, Any], path: Path) -> None:
                 axes.axhline(limit, color="#cc6677", linestyle=style, label=f"limit: {name}")
         if axes.lines:
             axes.legend()
-    figure.savefig(path)
+    with writing(path):
+        figure.savefig(path)

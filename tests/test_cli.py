@@ -162,6 +162,17 @@ def test_generate_and_bench(road):
         assert timed[key] > 0
 
 
+def test_a_plot_that_cannot_be_drawn_is_refused_before_the_bench(road, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder, *_ = road
+    started = time.monotonic()
+    asked = ("bench", folder / "edge", "--tokens", 100, "--repeats", 1000, "--plot")
+    assert "give a .png or .svg file" in awp_edge(*asked, tmp_path / "out.abcd").refused(code=2)
+    assert "give a .png or .svg file" in awp_edge(*asked, tmp_path / "out").refused(code=2)
+    assert "there is no folder" in awp_edge(*asked, tmp_path / "none" / "out.svg").refused()
+    assert time.monotonic() - started < 60 and not list(tmp_path.iterdir())
+
+
 def test_time_left_does_not_count_what_was_done_before(monkeypatch, capsys):
     """A run that prepares for an hour, or takes up 20 of 30 blocks, still says how long the others take."""
     clock = [0.0]

@@ -140,8 +140,10 @@ def bench(options: BenchChoice) -> Outcome:
     if not options.compare and options.plot is None:
         measured = model.bench(**sizes)
         return Outcome(measured, _bench_lines(measured))
-    from ..export.compare import compare, plot
+    from ..export.compare import compare, plot, require_plot
 
+    if options.plot is not None:
+        require_plot(options.plot)
     measured = compare(model, **sizes, say=note)
     if options.plot is not None:
         plot(measured, options.plot)

@@ -16,7 +16,7 @@ from ..errors import AwpError
 from ..evaluate import DEFAULT_SEQ_LEN, Evaluation, LogitsSource, evaluate
 from ..storage import write_json
 from .command import Options, Outcome
-from .console import facts, progress
+from .console import facts, plain_json, progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def evaluation(options: EvalChoice) -> Outcome:
     )
     payload = {"folder": str(options.folder), "text": str(options.text), **measured.as_dict()}
     if options.output is not None:
-        write_json(options.output, payload)
+        write_json(options.output, plain_json(payload))
     return Outcome(payload, _evaluation_lines(measured, capped=options.seq_len is None))
 
 
