@@ -36,12 +36,15 @@ def stamp() -> dict[str, str]:
     return {"date": datetime.date.today().isoformat(), "processor": _processor()}
 
 
-def write(name: str, results: Any) -> Path:
-    """Write results with the machine's description to bench/results/NAME.json."""
+def write(name: str, results: Any, *, complete: bool = True) -> Path:
+    """Write results with the machine's description to bench/results/NAME.json.
+
+    What is not complete goes to NAME.partial.json: an interrupted run leaves the whole table of an earlier one alone.
+    """
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
-    return path
+    partial = RESULTS / f"{name}.partial.json"
+    partial.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+    return partial.replace(RESULTS / f"{name}.json") if complete else partial
 
 
 def best_seconds(call: Callable[[], object], *, runs: int) -> float:

@@ -134,7 +134,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Measure and write bench/results/headroom.json, again after every block."""
+    """Measure and write bench/results/headroom.json once every block is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--statistics", type=Path, required=True)
@@ -144,11 +144,13 @@ def main() -> None:
     options = parser.parse_args()
     source = SavedStatistics(ModelFolder(options.model), options.statistics)
     rows: list[dict[str, Any]] = []
-    for block in map(int, options.blocks.split(",")):
+    blocks = [int(block) for block in options.blocks.split(",")]
+    for block in blocks:
         rows += measure(source, block, rows=options.rows, steps=options.steps)
         write(
             "headroom",
             {"blocks": options.blocks, "steps": options.steps, "excess": summary(rows), "rows": rows},
+            complete=block == blocks[-1],
         )
 
 

@@ -53,7 +53,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure and write bench/results/patterns.json, again after every block."""
+    """Measure and write bench/results/patterns.json once every block is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--statistics", type=Path, required=True)
@@ -62,12 +62,13 @@ def main() -> None:
     options = parser.parse_args()
     source = SavedStatistics(ModelFolder(options.model), options.statistics)
     rows: list[dict[str, Any]] = []
-    for block in map(int, options.blocks.split(",")):
+    blocks = [int(block) for block in options.blocks.split(",")]
+    for block in blocks:
         rows += measure(source, block, threads=options.threads)
         found = summary(rows)
         print(block, {one["type"]: round(one["mean_ratio"], 4) for one in found}, flush=True)
         write("patterns", {"blocks": options.blocks, "threads": options.threads, "allowed": ALLOWED,
-                           "types": found, "rows": rows})  # fmt: skip
+                           "types": found, "rows": rows}, complete=block == blocks[-1])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine
+from common import write
 
 #: name -> compress options, and the prototype's (perplexity, mean relative error).
 ROWS: dict[str, tuple[list[str], tuple[float, float | None] | None]] = {
@@ -97,7 +97,7 @@ def measure(name: str, options: argparse.Namespace, *, backend: str) -> dict[str
 
 
 def main() -> None:
-    """Measure every row in every backend and write bench/results/quality.json as it grows."""
+    """Measure every row in every backend and write bench/results/quality.json once all are there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", required=True, help="a file, or self")
@@ -126,12 +126,10 @@ def main() -> None:
         "prototype_dense_perplexity": DENSE_PERPLEXITY,
         "rows": [],
     }
-    RESULTS.mkdir(exist_ok=True)
-    for backend in options.backends.split(","):
-        for name in options.rows.split(","):
-            results["rows"].append(measure(name, options, backend=backend))
-            payload = {"machine": machine(), "results": results}
-            (RESULTS / f"{options.name}.json").write_text(json.dumps(payload, indent=1) + "\n")
+    asked = [(name, backend) for backend in options.backends.split(",") for name in options.rows.split(",")]
+    for name, backend in asked:
+        results["rows"].append(measure(name, options, backend=backend))
+        write(options.name, results, complete=len(results["rows"]) == len(asked))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,17 @@ def test_peers_that_later_runs_keep_keep_their_date(bench, readme, tmp_path):
     assert readme.layers(result).endswith(". A CPU and B CPU, 2026-01-02 to 2026-03-04.\n")
 
 
+def test_half_a_table_never_takes_the_place_of_a_whole_one(bench, tmp_path):
+    common = bench("common")
+    whole = common.write("quality", {"rows": [1, 2, 3]})
+    before = whole.read_text()
+    half = common.write("quality", {"rows": [4]}, complete=False)
+    assert whole.read_text() == before and json.loads(half.read_text())["results"] == {"rows": [4]}
+    assert common.write("quality", {"rows": [4, 5, 6]}) == whole
+    assert json.loads(whole.read_text())["results"] == {"rows": [4, 5, 6]}
+    assert list(tmp_path.iterdir()) == [whole]
+
+
 def test_places_without_results_stay(readme):
     page = "<!-- results:demo -->\nstale text\n<!-- /results:demo -->"
     assert readme.fill(page) == page
