@@ -43,7 +43,7 @@ class ExportOptions:
             checked with the one of this machine.
 
     Raises:
-        UsageError: a value that is not offered.
+        UsageError: a value that is not offered, or that the format "hf" has no use for.
     """
 
     format: str = "genai"
@@ -62,6 +62,18 @@ class ExportOptions:
                 )
         if self.operator_library is not None and not self.operator_library.is_file():
             raise UsageError(f"operator library {self.operator_library} is not a file")
+        if self.format == "hf":
+            self._require_plain()
+
+    def _require_plain(self) -> None:
+        """Refuse what only a graph has: the Hugging Face format holds every weight as a plain number."""
+        useless = {
+            "--weights sparse": self.weights == "sparse", "--accuracy-level": self.accuracy_level is not None,
+            "--lm-head": self.lm_head is not None, "--operator-library": self.operator_library is not None,
+        }  # fmt: skip
+        named = ", ".join(option for option, given in useless.items() if given)
+        if named:
+            raise UsageError(f"--format hf stores plain weights, which {named} cannot change: leave it out")
 
 
 @dataclass(frozen=True)
@@ -135,9 +147,16 @@ def _processor_flags() -> frozenset[str]:
 
 
 def _resolve(options: ExportOptions, source: Source, *, say: Progress) -> ExportOptions:
+    if options.format == "hf":
+        return replace(options, weights="dense")
     level = default_accuracy_level() if options.accuracy_level is None else options.accuracy_level
     head = options.lm_head or ("int8" if source.layers else "fp32")
-    weights = "dense" if options.format == "hf" else _weights(options.weights, source, say=say)
+    weights = _weights(options.weights, source, say=say)
+    if options.operator_library is not None and weights == "dense":
+        raise UsageError(
+            "--operator-library is for sparse weights and these are stored dense: leave it out, "
+            "or see what --weights sparse says"
+        )
     return replace(options, weights=weights, accuracy_level=level, lm_head=head)
 
 

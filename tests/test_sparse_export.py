@@ -129,6 +129,19 @@ def test_a_library_for_another_processor(source: Path, tmp_path: Path) -> None:
         list(EdgeModel(summary.folder).logits([1]))
     with pytest.raises(UsageError, match="is not a file"):
         ExportOptions(operator_library=tmp_path / "missing.so")
+    with pytest.raises(UsageError, match="for sparse weights and these are stored dense: leave it out"):
+        export_model(source, tmp_path / "dense", ExportOptions(weights="dense", operator_library=other))
+    assert not (tmp_path / "dense").exists()
+
+
+@pytest.mark.parametrize(("choice", "named"), [
+    ({"weights": "sparse"}, "--weights sparse"), ({"accuracy_level": 0}, "--accuracy-level"),
+    ({"lm_head": "fp32", "operator_library": Path(__file__)}, "--lm-head, --operator-library"),
+])  # fmt: skip
+def test_options_that_plain_weights_have_no_use_for(choice: dict[str, object], named: str) -> None:
+    with pytest.raises(UsageError, match=f"plain weights, which {named} cannot change: leave it out$"):
+        ExportOptions(format="hf", **choice)
+    assert ExportOptions(format="hf", weights="dense").accuracy_level is None
 
 
 def test_running_needs_neither_torch_nor_onnx(edge: ExportSummary) -> None:
