@@ -79,7 +79,7 @@ def _application() -> typer.Typer:
     app = typer.Typer(
         name="awp-edge",
         help="Compress language models on a CPU and run them on the edge with ONNX Runtime.",
-        epilog="Zeros in a dense export bring neither speed nor size; fewer bits do both.",
+        epilog="In a dense export zeros save neither time nor space; 4 or 2 bits save both.",
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -33,7 +33,10 @@ class ExportChoice(Options):
     format: Annotated[
         str, typer.Option(metavar="genai|hf", help="onnxruntime-genai, or a folder transformers loads.")
     ] = "genai"
-    weights: Annotated[str, typer.Option(metavar="dense|sparse|auto", help="How codes are stored.")] = "auto"
+    weights: Annotated[
+        str,
+        typer.Option(metavar="dense|sparse|auto", help="auto: sparse for K/64 with 4 bits, else dense."),
+    ] = "auto"
     accuracy_level: Annotated[
         int | None,
         typer.Option(metavar="0|4", help="4: int8 activations, fast. 0: fp32. Default: 4 where it is fast."),
