@@ -40,8 +40,9 @@ template <class T> class Inversion {
     take(first, w, above, first, w, scratch_[0]);
     diagonal_.resize(w * w);
     for (std::size_t r = 0; r < w; ++r) std::copy_n(a_.row(first + r) + first, w, &diagonal_[r * w]);
-    cholesky<T>(diagonal_.data(), w, cholesky_);
-    for (std::size_t r = 0; r < w; ++r) std::copy_n(&diagonal_[r * w], w, a_.row(first + r) + first);
+    cholesky<T>(diagonal_.data(), w);
+    for (std::size_t r = 0; r < w; ++r)
+      for (std::size_t c = 0; c <= r; ++c) a_.row(first + r)[first + c] = diagonal_[c * w + r];
     substitute(w, inverse(first, first));
     const PackedMatrix<T> solver = transposed(inverse(first, first), w, n_, w);
     pool_.parallel_for(tiles() - tile - 1, [&](std::size_t below, std::size_t thread) {
@@ -67,16 +68,16 @@ template <class T> class Inversion {
   // The inverse of the factored diagonal block, by substitution.
   void substitute(std::size_t w, T* out) const {
     for (std::size_t r = 0; r < w; ++r) {
-      const T* factor = &diagonal_[r * w];
+      const T* factor = &diagonal_[r];  // row r of L, w apart
       T* row = out + r * n_;
       row[r] = 1;
       for (std::size_t s = 0; s < r; ++s) {
-        const T share = factor[s];
+        const T share = factor[s * w];
         const T* above = out + s * n_;
 #pragma omp simd
         for (std::size_t j = 0; j <= s; ++j) row[j] -= share * above[j];
       }
-      const T scale = 1 / factor[r];
+      const T scale = 1 / factor[r * w];
       for (std::size_t j = 0; j <= r; ++j) row[j] *= scale;
     }
   }
@@ -137,7 +138,6 @@ template <class T> class Inversion {
   ThreadPool pool_;
   std::vector<Scratch> scratch_;
   std::vector<T> diagonal_, turned_;
-  CholeskyScratch<T> cholesky_;
 };
 
 }  // namespace

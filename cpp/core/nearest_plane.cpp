@@ -74,61 +74,65 @@ template <class T> class DenseTile {
 // One row on its support; index a counts the support's columns backwards, from the last to be rounded.
 template <class T> struct MaskedRow {
   std::vector<std::size_t> columns;
-  std::vector<T> lower, step, pull;
-  CholeskyScratch<T> scratch;
+  std::vector<T> upper, step, errors;
 
   void run(View<const T> gram, const Order& order, const std::uint8_t* mask) {
     columns.clear();
     for (std::size_t i = order.size(); i-- > 0;)
       if (mask[order[i]]) columns.push_back(order[i]);
     const std::size_t k = columns.size();
-    lower.resize(k * k);
+    upper.resize(k * k);
     for (std::size_t a = 0; a < k; ++a)
-      for (std::size_t b = 0; b <= a; ++b) lower[a * k + b] = gram.row(columns[a])[columns[b]];
-    cholesky(lower.data(), k, scratch);
+      for (std::size_t b = a; b < k; ++b) upper[a * k + b] = gram.row(columns[a])[columns[b]];
+    cholesky(upper.data(), k);
   }
 
-  // step = -(L L^T)^{-1} gradient: what the refit adds.
+  // step = -(U^T U)^{-1} gradient: what the refit adds.
   void refit(const T* gradient) {
     const std::size_t k = columns.size();
     step.resize(k);
+    for (std::size_t a = 0; a < k; ++a) step[a] = -gradient[columns[a]];
     for (std::size_t a = 0; a < k; ++a) {
-      T sum = -gradient[columns[a]];
-      const T* row = lower.data() + a * k;
-#pragma omp simd reduction(+ : sum)
-      for (std::size_t b = 0; b < a; ++b) sum -= row[b] * step[b];
-      step[a] = sum / row[a];
-    }
-    for (std::size_t a = k; a-- > 0;) {
-      const T* row = lower.data() + a * k;
+      const T* row = upper.data() + a * k;
       step[a] /= row[a];
-      add(step.data(), -step[a], row, a);
+      add(step.data() + a + 1, -step[a], row + a + 1, k - a - 1);
     }
+    for (std::size_t a = k; a-- > 0;) step[a] = (step[a] - later(a, step)) / upper[a * k + a];
   }
 
   void round(const T* start, const Grid<T>& grid, std::size_t row, T* theta) {
     const std::size_t k = columns.size();
-    pull.assign(k, T(0));
+    errors.resize(k);
     for (std::size_t a = k; a-- > 0;) {
-      const T *line = lower.data() + a * k, target = start[columns[a]] + step[a];
-      theta[columns[a]] = nearest(grid, row, columns[a], target + pull[a] / line[a]);
-      add(pull.data(), target - theta[columns[a]], line, a);
+      const T target = start[columns[a]] + step[a];
+      theta[columns[a]] = nearest(grid, row, columns[a], target + later(a, errors) / upper[a * k + a]);
+      errors[a] = target - theta[columns[a]];
     }
+  }
+
+  // The sum over b > a of U_ab values_b.
+  T later(std::size_t a, const std::vector<T>& values) const {
+    const std::size_t k = columns.size();
+    const T* line = upper.data() + a * k;
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (std::size_t b = a + 1; b < k; ++b) sum += line[b] * values[b];
+    return sum;
   }
 };
 
 }  // namespace
 
 template <class T> void factor(View<const T> gram, const Order& order, View<T> upper) {
+  // Of the matrix read backwards: its factor, turned over, has the rows that nearest plane wants.
   const std::size_t k = order.size();
-  std::vector<double> lower(k * k);
+  std::vector<double> backwards(k * k);
   for (std::size_t a = 0; a < k; ++a)
-    for (std::size_t b = 0; b <= a; ++b) lower[a * k + b] = gram.row(order[k - 1 - a])[order[k - 1 - b]];
-  CholeskyScratch<double> scratch;
-  cholesky(lower.data(), k, scratch);
+    for (std::size_t b = a; b < k; ++b) backwards[a * k + b] = gram.row(order[k - 1 - a])[order[k - 1 - b]];
+  cholesky(backwards.data(), k);
   std::fill_n(upper.data, upper.size(), T(0));
   for (std::size_t i = 0; i < k; ++i)
-    for (std::size_t j = i; j < k; ++j) upper.row(i)[j] = static_cast<T>(lower[(k - 1 - i) * k + (k - 1 - j)]);
+    for (std::size_t j = i; j < k; ++j) upper.row(i)[j] = static_cast<T>(backwards[(k - 1 - j) * k + (k - 1 - i)]);
 }
 
 template <class T>

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
+#include <tuple>
 #include <vector>
 
 #include "awp/cholesky.hpp"
@@ -26,15 +26,14 @@ constexpr std::size_t kTenure = 8;  // swaps for which an exchanged entry stays 
 class SmallProblem {
  public:
   std::size_t n = 0;
-  std::vector<double> a, b, y;       // A (n x n), b and the solution
-  std::vector<std::int64_t> labels;  // (n)
-  std::vector<char> inside;          // the support
+  std::vector<double> a, b, y, labels;  // A (n x n), b, the solution, and labels as exact as they come
+  std::vector<char> inside;             // the support
 
   void resize(std::size_t size) {
     n = size;
     a.resize(n * n);
-    for (auto* part : {&b, &y, &pivot_, &precision_, &shift_, &loss_, &gain_}) part->resize(n);
-    labels.resize(n);
+    for (auto* part : {&b, &y, &labels, &first_, &second_, &precision_, &shift_, &loss_, &label_, &enough_, &gain_})
+      part->resize(n);
     inside.resize(n);
     until_.assign(n, 0);
   }
@@ -43,7 +42,7 @@ class SmallProblem {
   void solve(std::size_t patience) {
     right_ = b;
     for (std::size_t i = 0; i < n; ++i)
-      if (inside[i]) sweep(i, 1);
+      if (inside[i]) enter(i);
     keep();
     double fallen = 0, most = 0;  // what f fell by so far, and at the best support
     Pair pair;
@@ -52,8 +51,7 @@ class SmallProblem {
       if (!best_pair(step, enough, &pair)) return;
       const bool better = pair.gain > enough;
       if (!better && since == patience) return;
-      sweep(pair.leaving, -1);
-      sweep(pair.entering, 1);
+      exchange(pair.leaving, pair.entering);
       inside[pair.leaving] = 0;
       inside[pair.entering] = 1;
       until_[pair.leaving] = until_[pair.entering] = step + 1 + kTenure;
@@ -77,63 +75,130 @@ class SmallProblem {
     for (std::size_t i = 0; i < n; ++i) y[i] = inside[i] ? b[i] : 0;
   }
 
-  // Moves k into the support (sign 1) or out of it (-1).
-  void sweep(std::size_t k, double sign) {
+  // Moves k into the support.
+  void enter(std::size_t k) {
     double* row = &a[k * n];
-    const double inverse = 1 / row[k], moved = b[k] * inverse;
-    std::copy(row, row + n, pivot_.begin());
+    const double inverse = 1 / row[k];
+    std::copy(row, row + n, first_.begin());
     for (std::size_t i = 0; i < n; ++i) {
       if (i == k) continue;
-      const double share = pivot_[i] * inverse;
+      const double share = first_[i] * inverse;
       double* to = &a[i * n];
 #pragma omp simd
-      for (std::size_t j = 0; j < n; ++j) to[j] -= share * pivot_[j];
-      to[k] = sign * share;
-      b[i] -= pivot_[i] * moved;
+      for (std::size_t j = 0; j < n; ++j) to[j] -= share * first_[j];
+      to[k] = share;
     }
-    for (std::size_t j = 0; j < n; ++j) row[j] = sign * pivot_[j] * inverse;
+    for (std::size_t j = 0; j < n; ++j) row[j] = first_[j] * inverse;
     row[k] = -inverse;
+    move(first_, k, inverse, 1);
+  }
+
+  // Moves u out of the support, then p into it: both sweeps in one pass over the tableau.
+  void exchange(std::size_t u, std::size_t p) {
+    double *row_u = &a[u * n], *row_p = &a[p * n];
+    const double inverse_u = 1 / row_u[u], share_p = row_p[u] * inverse_u;
+    std::copy(row_u, row_u + n, first_.begin());
+#pragma omp simd
+    for (std::size_t j = 0; j < n; ++j) {
+      row_u[j] = -first_[j] * inverse_u;
+      second_[j] = row_p[j] - share_p * first_[j];  // row p without u
+    }
+    row_u[u] = -inverse_u;
+    second_[u] = -share_p;
+    const double inverse_p = 1 / second_[p], share_u = second_[u] * inverse_p;
+    for (std::size_t i = 0; i < n; ++i) {
+      if (i == u || i == p) continue;
+      const double out = first_[i] * inverse_u, in = second_[i] * inverse_p;
+      double* to = &a[i * n];
+#pragma omp simd
+      for (std::size_t j = 0; j < n; ++j) to[j] -= out * first_[j] + in * second_[j];
+      to[u] = -out - in * second_[u];
+      to[p] = in;
+    }
+#pragma omp simd
+    for (std::size_t j = 0; j < n; ++j) {
+      row_u[j] -= share_u * second_[j];
+      row_p[j] = second_[j] * inverse_p;
+    }
+    row_u[p] = share_u;
+    row_p[p] = -inverse_p;
+    move(first_, u, inverse_u, -1);
+    move(second_, p, inverse_p, 1);
+  }
+
+  // b after the sweep on k, from the row of k before it: sign 1 into the support, -1 out of it.
+  void move(const std::vector<double>& row, std::size_t k, double inverse, double sign) {
+    const double moved = b[k] * inverse;
+#pragma omp simd
+    for (std::size_t i = 0; i < n; ++i) b[i] -= row[i] * moved;
     b[k] = sign * moved;
   }
 
-  // What the gains of all pairs share; returns the least gain that counts.
+  // What the gains of all pairs share, for the support in order; returns the least gain that counts.
   double prepare() {
+    kept_.clear();
     double energy = 0;
     for (std::size_t u = 0; u < n; ++u) {
-      const double t = b[u], precision = inside[u] ? -1 / a[u * n + u] : 0;
-      energy += inside[u] ? t * right_[u] : 0;
-      precision_[u] = precision;
-      shift_[u] = t * precision;
-      loss_[u] = inside[u] ? t * t * precision / 2 : std::numeric_limits<double>::infinity();
+      if (!inside[u]) continue;
+      const std::size_t i = kept_.size();
+      const double t = b[u], precision = -1 / a[u * n + u];
+      kept_.push_back(u);
+      energy += t * right_[u];
+      precision_[i] = precision;
+      shift_[i] = t * precision;
+      loss_[i] = t * t * precision / 2;
+      label_[i] = labels[u];
     }
     return kTolerance * energy;
   }
 
   // The pair with the largest gain, the first of equals, of those that may move or gain enough; false where none may.
   bool best_pair(std::size_t step, double enough, Pair* best) {
-    best->gain = -std::numeric_limits<double>::infinity();
+    constexpr double none = -std::numeric_limits<double>::infinity();
+    const std::size_t m = kept_.size();
+    best->gain = none;
+    for (std::size_t i = 0; i < m; ++i) enough_[i] = until_[kept_[i]] <= step ? none : enough;
     for (std::size_t p = 0; p < n; ++p) {
       if (inside[p]) continue;
-      const double *row = &a[p * n], left = row[p], gradient = b[p];
+      const double *row = &a[p * n], left = row[p], gradient = b[p], label = labels[p];
+      const double least = until_[p] <= step ? none : enough;
 #pragma omp simd
-      for (std::size_t u = 0; u < n; ++u) {
-        const double raised = gradient + row[u] * shift_[u];
-        gain_[u] = raised * raised / (2 * (left + row[u] * row[u] * precision_[u])) - loss_[u];
+      for (std::size_t i = 0; i < m; ++i) {
+        const double x = row[kept_[i]], raised = gradient + x * shift_[i];
+        const double gain = raised * raised / (2 * (left + x * x * precision_[i])) - loss_[i];
+        const bool may = (label_[i] == label) & (gain > enough_[i]) & (gain > least);
+        gain_[i] = may ? gain : none;
       }
-      for (std::size_t u = 0; u < n; ++u) {
-        const bool free = until_[p] <= step && until_[u] <= step;
-        if (gain_[u] > best->gain && labels[p] == labels[u] && (free || gain_[u] > enough)) *best = {p, u, gain_[u]};
-      }
+      const double largest = largest_gain(m);
+      if (largest > best->gain)
+        *best = {p, kept_[static_cast<std::size_t>(std::find(gain_.begin(), gain_.end(), largest) - gain_.begin())],
+                 largest};
     }
     return std::isfinite(best->gain);
   }
 
-  std::vector<double> pivot_, right_;
+  // The largest of the first m gains: of eight partial maxima, so that they are found side by side.
+  double largest_gain(std::size_t m) const {
+    constexpr std::size_t lanes = 8;
+    double most[lanes];
+    std::fill_n(most, lanes, -std::numeric_limits<double>::infinity());
+    std::size_t u = 0;
+    for (; u + lanes <= m; u += lanes)
+#pragma omp simd
+      for (std::size_t lane = 0; lane < lanes; ++lane)
+        most[lane] = gain_[u + lane] > most[lane] ? gain_[u + lane] : most[lane];
+    for (; u < m; ++u) most[0] = std::max(most[0], gain_[u]);
+    return *std::max_element(most, most + lanes);
+  }
+
+  std::vector<double> first_, second_, right_;  // rows that are swept; b as given
   std::vector<std::size_t> until_;  // the step from which an entry may move again
-  std::vector<double> precision_, shift_, loss_, gain_;  // 1 / P_uu, t_u / P_uu, t_u^2 / (2 P_uu); gains of one p
+  Columns kept_;  // the support; below, one number for each of its entries
+  std::vector<double> precision_, shift_, loss_, label_;  // 1 / P_uu, t_u / P_uu, t_u^2 / (2 P_uu)
+  std::vector<double> enough_, gain_;                     // what a pair must gain; gains of one p
 };
 
-// One thread's row: the fixed weights first, then the candidates, in one Cholesky factor.
+// One thread's row: the fixed weights first, which a Cholesky factor eliminates, then the candidates.
 template <class T> class RowSwap {
  public:
   void run(const SwapProblem<T>& problem, std::size_t row, T* theta, const SwapOptions& options) {
@@ -152,24 +217,42 @@ template <class T> class RowSwap {
     const std::uint8_t* mask = problem.mask.row(row);
     const T* gradient = problem.gradient.row(row);
     const std::int64_t* labels = problem.labels.data;
-    Columns inside, outside;
-    for (std::size_t j = 0; j < problem.mask.cols; ++j) (mask[j] ? inside : outside).push_back(j);
-    std::stable_sort(inside.begin(), inside.end(), [&](std::size_t i, std::size_t j) {
-      return labels[i] != labels[j] ? labels[i] < labels[j] : std::abs(theta[i]) < std::abs(theta[j]);
-    });
-    std::stable_sort(outside.begin(), outside.end(), [&](std::size_t i, std::size_t j) {
-      return labels[i] != labels[j] ? labels[i] < labels[j] : std::abs(gradient[i]) > std::abs(gradient[j]);
-    });
+    inside_.clear();
+    outside_.clear();
+    for (std::size_t j = 0; j < problem.mask.cols; ++j) {
+      if (mask[j]) inside_.push_back({labels[j], std::abs(theta[j]), j});
+      else outside_.push_back({labels[j], -std::abs(gradient[j]), j});
+    }
+    rank(inside_, candidates);
+    rank(outside_, candidates);
     pairs_.clear();
-    for (std::size_t i = 0, j = 0; i < inside.size() && j < outside.size();) {
-      const std::size_t u = inside[i], p = outside[j];
-      if (labels[u] == labels[p]) pairs_.push_back({theta[u] * theta[u] - gradient[p] * gradient[p], u, p});
-      i += labels[u] <= labels[p];
-      j += labels[p] <= labels[u];
+    for (std::size_t i = 0, j = 0; i < inside_.size() && j < outside_.size();) {
+      const Ranked &u = inside_[i], &p = outside_[j];
+      if (u.label == p.label) pairs_.push_back({u.size * u.size - p.size * p.size, u.column, p.column});
+      i += u.label <= p.label;
+      j += p.label <= u.label;
     }
     std::stable_sort(pairs_.begin(), pairs_.end(), [](const Pair& a, const Pair& b) { return a.loss < b.loss; });
     pairs_.resize(std::min(candidates, pairs_.size()));
     order(problem.mask.cols, mask);
+  }
+
+  struct Ranked {
+    std::int64_t label;
+    T size;
+    std::size_t column;
+    bool operator<(const Ranked& other) const {
+      return std::tie(label, size, column) < std::tie(other.label, other.size, other.column);
+    }
+  };
+
+  // In order; where all have one label, only the first `count`.
+  static void rank(std::vector<Ranked>& columns, std::size_t count) {
+    const auto other = [&](const Ranked& one) { return one.label != columns.front().label; };
+    if (std::any_of(columns.begin(), columns.end(), other)) return std::sort(columns.begin(), columns.end());
+    const std::size_t size = std::min(count, columns.size());
+    std::partial_sort(columns.begin(), columns.begin() + static_cast<std::ptrdiff_t>(size), columns.end());
+    columns.resize(size);
   }
 
   // The gain that the candidates' sizes promise.
@@ -194,85 +277,77 @@ template <class T> class RowSwap {
 
   void factor(View<const T> gram) {
     const std::size_t k = order_.size();
-    lower_.resize(k * k);
+    upper_.resize(k * k);
     T largest = 0;
     for (std::size_t i = 0; i < k; ++i) {
       const T* from = gram.row(order_[i]);
-      T* to = &lower_[i * k];
-      for (std::size_t j = 0; j <= i; ++j) to[j] = from[order_[j]];
+      T* to = &upper_[i * k];
+      for (std::size_t j = i; j < k; ++j) to[j] = from[order_[j]];
       largest = std::max(largest, to[i]);
     }
     const T ridge = T(1e-6) * std::max(largest, std::numeric_limits<T>::min());
-    for (std::size_t i = 0; i < k; ++i) lower_[i * k + i] += ridge;
-    cholesky<T>(lower_.data(), k, scratch_);
+    for (std::size_t i = 0; i < k; ++i) upper_[i * k + i] += ridge;
+    cholesky<T>(upper_.data(), k, n_fixed_);
   }
 
-  // L seen = g.
+  // U_BB^T seen_B = g_B; seen_Q = g_Q - U_BQ^T seen_B.
   void forward(const T* gradient) {
     const std::size_t k = order_.size();
     seen_.resize(k);
-    for (std::size_t i = 0; i < k; ++i) {
-      const T* row = &lower_[i * k];
-      double sum = gradient[order_[i]];
-#pragma omp simd reduction(- : sum)
-      for (std::size_t j = 0; j < i; ++j) sum -= static_cast<double>(row[j]) * seen_[j];
-      seen_[i] = sum / static_cast<double>(row[i]);
+    for (std::size_t i = 0; i < k; ++i) seen_[i] = gradient[order_[i]];
+    for (std::size_t i = 0; i < n_fixed_; ++i) {
+      const T* row = &upper_[i * k];
+      const double found = seen_[i] /= static_cast<double>(row[i]);
+#pragma omp simd
+      for (std::size_t j = i + 1; j < k; ++j) seen_[j] -= static_cast<double>(row[j]) * found;
     }
   }
 
-  // A = L_QQ L_QQ^T and b = A theta_Q + L_QQ seen_Q.
+  // A is what the fixed weights leave of C_QQ, and b = A theta_Q + seen_Q.
   void reduce(const SwapProblem<T>& problem, const T* theta) {
     const std::size_t k = order_.size(), q = k - n_fixed_;
     small_.resize(q);
     for (std::size_t i = 0; i < q; ++i) {
-      const T* li = corner(i);
-      for (std::size_t j = 0; j <= i; ++j) {
-        const T* lj = corner(j);
-        double sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (std::size_t c = 0; c <= j; ++c) sum += static_cast<double>(li[c]) * static_cast<double>(lj[c]);
-        small_.a[i * q + j] = small_.a[j * q + i] = sum;
-      }
+      const T* left = &upper_[(n_fixed_ + i) * k + n_fixed_];
+      for (std::size_t j = i; j < q; ++j) small_.a[i * q + j] = small_.a[j * q + i] = static_cast<double>(left[j]);
     }
     for (std::size_t i = 0; i < q; ++i) {
-      double sum = 0;
-      for (std::size_t c = 0; c <= i; ++c) sum += static_cast<double>(corner(i)[c]) * seen_[n_fixed_ + c];
+      double sum = seen_[n_fixed_ + i];
       for (std::size_t j = 0; j < q; ++j) sum += small_.a[i * q + j] * static_cast<double>(theta[order_[n_fixed_ + j]]);
       small_.b[i] = sum;
       small_.inside[i] = i < n_leaving_;
-      small_.labels[i] = problem.labels.data[order_[n_fixed_ + i]];
+      small_.labels[i] = static_cast<double>(problem.labels.data[order_[n_fixed_ + i]]);
     }
   }
 
-  // The candidates take their new values, the fixed weights move along: L_BB^T delta = seen_B - L_QB^T (y - y_0).
+  // The candidates take their new values, the fixed weights move along: U_BB delta = seen_B - U_BQ (y - y_0).
   void write(T* theta) {
     const std::size_t k = order_.size();
-    for (std::size_t i = 0; i < k - n_fixed_; ++i) {
-      const double moved = small_.y[i] - static_cast<double>(theta[order_[n_fixed_ + i]]);
-      const T* row = &lower_[(n_fixed_ + i) * k];
-      for (std::size_t j = 0; j < n_fixed_; ++j) seen_[j] -= static_cast<double>(row[j]) * moved;
-      theta[order_[n_fixed_ + i]] = static_cast<T>(small_.y[i]);
+    for (std::size_t i = n_fixed_; i < k; ++i) {
+      T& value = theta[order_[i]];
+      seen_[i] = small_.y[i - n_fixed_] - static_cast<double>(value);
+      value = static_cast<T>(small_.y[i - n_fixed_]);
     }
     for (std::size_t i = n_fixed_; i-- > 0;) {
-      const T* row = &lower_[i * k];
-      seen_[i] /= static_cast<double>(row[i]);
-      for (std::size_t j = 0; j < i; ++j) seen_[j] -= static_cast<double>(row[j]) * seen_[i];
+      const T* row = &upper_[i * k];
+      double sum = seen_[i];
+#pragma omp simd reduction(- : sum)
+      for (std::size_t j = i + 1; j < k; ++j) sum -= static_cast<double>(row[j]) * seen_[j];
+      seen_[i] = sum / static_cast<double>(row[i]);
       theta[order_[i]] += static_cast<T>(seen_[i]);
     }
   }
-
-  const T* corner(std::size_t i) const { return &lower_[(n_fixed_ + i) * order_.size() + n_fixed_]; }
 
   struct Pair {
     T loss;
     std::size_t kept, absent;
   };
+  std::vector<Ranked> inside_, outside_;
   std::vector<Pair> pairs_;
   Columns order_;  // columns of the factor: fixed, leaving, entering
   std::size_t n_fixed_ = 0, n_leaving_ = 0;
-  std::vector<T> lower_;
+  std::vector<T> upper_;
   std::vector<double> seen_;
-  CholeskyScratch<T> scratch_;
   SmallProblem small_;
 };
 

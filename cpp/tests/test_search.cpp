@@ -1,9 +1,10 @@
-// Checks the mask search, the refit, exact swaps and the inverse on small random layers.
+// Checks the mask search, the refit, exact swaps, the Cholesky factor and the inverse on small random layers.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "awp/admm.hpp"
+#include "awp/cholesky.hpp"
 #include "awp/inverse.hpp"
 #include "awp/swap.hpp"
 #include "layer.hpp"
@@ -32,6 +33,28 @@ template <class T> void test_inverse(std::size_t d) {
       worst = std::max(worst, std::abs(sum));
     }
   check(worst < 1e4 * std::numeric_limits<T>::epsilon(), "inverse", static_cast<long>(d));
+}
+
+// A = U^T U + the rest, of the upper triangle alone.
+template <class T> void test_cholesky(std::size_t d, std::size_t rows) {
+  const Layer<T> layer(1, d);
+  std::vector<T> factor = layer.gram;
+  for (std::size_t i = 0; i < d; ++i) std::fill_n(&factor[i * d], i, std::numeric_limits<T>::quiet_NaN());
+  cholesky<T>(factor.data(), d, rows);
+  double worst = 0;
+  bool untouched = true;
+  for (std::size_t i = 0; i < d; ++i) {
+    for (std::size_t j = 0; j < i; ++j) untouched = untouched && std::isnan(factor[i * d + j]);
+    for (std::size_t j = i; j < d; ++j) {
+      double sum = i < rows ? 0 : static_cast<double>(factor[i * d + j]);
+      for (std::size_t l = 0; l < std::min(rows, i + 1); ++l)
+        sum += static_cast<double>(factor[l * d + i]) * static_cast<double>(factor[l * d + j]);
+      worst = std::max(worst, std::abs(sum - static_cast<double>(layer.gram[i * d + j])));
+    }
+  }
+  check(worst < 100 * static_cast<double>(std::numeric_limits<T>::epsilon()), "cholesky", static_cast<long>(d),
+        static_cast<long>(rows));
+  check(untouched, "below the diagonal", static_cast<long>(d), static_cast<long>(rows));
 }
 
 template <class T> struct Ends {
@@ -90,9 +113,13 @@ template <class T> void test_search(std::size_t rows, std::size_t d, std::size_t
 }  // namespace
 
 int main() {
-  for (std::size_t d : {1u, 2u, 47u, 97u, 130u, 300u}) {
+  for (std::size_t d : {1u, 2u, 3u, 7u, 15u, 16u, 17u, 47u, 97u, 130u, 300u}) {
     test_inverse<float>(d);
     test_inverse<double>(d);
+    for (std::size_t rows : {d, d - 1, d / 2, std::size_t{0}}) {
+      test_cholesky<float>(d, rows);
+      test_cholesky<double>(d, rows);
+    }
   }
   for (bool bfloat16_products : {false, true}) test_search<float>(70, 50, 25, bfloat16_products);
   test_search<double>(33, 65, 20, false);

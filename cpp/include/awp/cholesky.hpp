@@ -1,19 +1,14 @@
 // Cholesky factors of symmetric positive definite matrices, one thread's share of the work.
 #pragma once
-#include <vector>
-
-#include "awp/gemm.hpp"
+#include <cstddef>
 
 namespace awp {
 
-// Scratch memory of one thread; it grows to the largest factor.
-template <class T> struct CholeskyScratch {
-  std::vector<T> above, update, panel;
-  Workspace workspace;
-};
-
-// Overwrites the lower triangle of a (k x k, row-major, stride k) by L with A = L L^T; the rest is neither read nor
-// written. A pivot that rounding has made too small or negative is raised to the rounding error of its diagonal entry.
-template <class T> void cholesky(T* a, std::size_t k, CholeskyScratch<T>& scratch);
+// Overwrites the upper triangle of a (k x k, row-major, stride k) by the first `rows` rows of U with A = U^T U and, in
+// the rows after them, by what is left of A: its Schur complement. Below the diagonal nothing is written, and what is
+// there does not matter. A pivot that rounding has made too small or negative is raised to the rounding error of its
+// diagonal entry.
+template <class T> void cholesky(T* a, std::size_t k, std::size_t rows);
+template <class T> void cholesky(T* a, std::size_t k) { cholesky(a, k, k); }
 
 }  // namespace awp
