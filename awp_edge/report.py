@@ -82,7 +82,10 @@ def render(
 
 
 def error_plot(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Return an SVG of relative error (log scale) over the block, one line per kind of linear; "" without errors."""
+    """Return an SVG of relative error (log scale) over the block, one line per kind of linear.
+
+    Where no layer has an error, a sentence says so.
+    """
     points = _points(layers)
     errors = [error for series in points.values() for _, error in series]
     if not errors:

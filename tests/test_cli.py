@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import AWP_EDGE, awp_edge, succeeded, tree
-from tiny_models import build, write_text
+from tiny_models import build, edit, write_text
 
 import awp_edge as package
 from awp_edge.cli import console
@@ -128,6 +129,15 @@ def test_eval_keeps_to_the_context(road):
         assert beyond == "awp-edge: 129 tokens are more than the context of 128"
     assert "1 windows of 128 tokens, the whole context" in succeeded("eval", folder / "small", *asked).out
     assert succeeded("eval", folder / "edge", *asked, "--json").json["seq_len"] == 128
+
+
+def test_a_perplexity_beyond_all_numbers_is_written(road, tmp_path):
+    folder, *_ = road
+    damaged = shutil.copytree(folder / "model", tmp_path / "damaged")
+    edit(damaged, "model.norm.weight", lambda norm: 1e5 * norm)
+    asked = ("--seq-len", 64, "--windows", 1, "--output", tmp_path / "eval.json", "--json")
+    told = succeeded("eval", damaged, "--text", folder / "text.txt", *asked).json
+    assert told["perplexity"] is None and json.loads((tmp_path / "eval.json").read_text()) == told
 
 
 def test_report_is_one_page(road, tmp_path):
@@ -259,6 +269,8 @@ def test_the_demo_on_a_model_that_takes_seconds(tmp_path):
     first = succeeded(*arguments, env={"AWP_CACHE": str(tmp_path / "cache")}).json
     assert list(first["rows"]) == ["dense fp32", "INT4", "32 of 64 + INT4"]
     assert tree(model) == before
+    folders = sorted(path.name for path in (tmp_path / "demo").iterdir() if (path / "edge").is_dir())
+    assert folders == ["32-of-64-int4", "dense-fp32", "int4"]
     dense, *small = first["rows"].values()
     assert dense["kl"] is None and dense["bits_per_weight"] == 32
     assert all(

@@ -19,7 +19,7 @@ from .compression import CompressChoice, FetchChoice, compress, default_cache, f
 from .console import columns, duration, progress, size
 from .edge import BenchChoice, ExportChoice, GenerateChoice, bench, export, generate
 from .evaluation import open_source
-from .steps import Steps, finished_steps
+from .steps import Steps, finished_steps, folder_name
 
 MODEL = "smollm2-135m"
 PROMPT = "Explain in one sentence why the sky is blue."
@@ -52,7 +52,7 @@ class DemoChoice(Options):
 
 
 def demo(options: DemoChoice) -> Outcome:
-    """Go the whole road on SmolLM2-135M.
+    """Run every step on SmolLM2-135M.
 
     Fetch, compress, export, evaluate, bench and generate; print before and after.
     """
@@ -82,8 +82,8 @@ def _row(
     name: str, asked: Mapping[str, Any] | None, *, model: Path, steps: Steps, options: DemoChoice
 ) -> dict[str, Any]:
     """Make one edge folder and measure it."""
-    slug = name.lower().replace("% zeros + ", "-").replace(" ", "-")
-    source, edge = options.out / slug / "compressed", options.out / slug / "edge"
+    folder = options.out / folder_name(name.lower())
+    source, edge = folder / "compressed", folder / "edge"
     row: dict[str, Any] = {"bits_per_weight": 32.0, "sparsity": 0.0}
     if asked is None:
         source = model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,11 @@ from ..storage import read_json, write_json
 from .console import note
 
 STEPS_FILE = "steps.json"
+
+
+def folder_name(row: str) -> str:
+    """Return the name of a row's folder."""
+    return re.sub(r"[^\w.-]+", "-", row)
 
 
 def finished_steps(folder: Path) -> str:

@@ -30,7 +30,7 @@ from .command import Options, Outcome
 from .compression import CompressChoice, compress
 from .console import progress
 from .evaluation import open_source
-from .steps import Steps, finished_steps
+from .steps import Steps, finished_steps, folder_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ class _Run:
     def _row(self, row: Row, subset: Subset) -> dict[str, Any]:
         """Compress, measure and throw the folder away."""
         options = self._options
-        folder = options.out / re.sub(r"[^\w.-]+", "-", row.name)
+        folder = options.out / folder_name(row.name)
         shutil.rmtree(folder, ignore_errors=True)
         spec = asdict(row.spec) | {"group_size": str(row.spec.group_size)}
         started = time.process_time()
