@@ -79,7 +79,7 @@ def isa() -> str:
 
 
 def select(gain: Array, support: Descriptor, *, threads: int | None = None) -> Mask:
-    """Return the mask of a support with the largest total gain."""
+    """Return the mask with the largest total gain of a support that has passed its check for this shape."""
     gain = np.ascontiguousarray(gain)
     mask = np.empty(gain.shape, dtype=np.bool_)
     core().select(gain, mask, support, thread_count(threads))
@@ -97,6 +97,7 @@ def encode(z: Array, grid: BoundGrid, *, threads: int | None = None) -> Codes:
 def project(z: Array, constraint: Sparse, *, threads: int | None = None) -> Array:
     """Return the nearest point of support x values."""
     z = np.ascontiguousarray(z)
+    constraint.support.check(_shape(z))
     values = constraint.rounder()
     if isinstance(values, BoundGrid) and values.scales.dtype != z.dtype:
         return constraint.project(z)  # mixed precision has no twin
@@ -110,6 +111,8 @@ def pgd(
 ) -> Run:
     """Run projected gradient descent from a start in the set (or W, with a ramp); Ctrl-C stops it."""
     best = np.empty_like(problem.weight)
+    constraint.support.check(problem.shape)
+    _require(problem.shape, start=start)
     relaxed = [
         ramped(constraint, problem, step=step, ramp=method.ramp).support.descriptor()
         for step in range(1, method.ramp)
@@ -147,6 +150,8 @@ def admm(
     problem: Problem, support: Support, inverse: Array, *, method: Admm, threads: int | None = None
 ) -> Array:
     """Return the sparse end of a splitting run; Ctrl-C stops it."""
+    support.check(problem.shape)
+    _require(problem.gram.shape, inverse=inverse)
     out = np.empty_like(problem.weight)
     core().admm(
         problem.weight,
@@ -164,6 +169,7 @@ def refit(
     problem: Problem, mask: Mask, start: Array, *, steps: int, threads: int | None = None
 ) -> tuple[Array, NDArray[np.float64]]:
     """Minimise f inside the mask by conjugate gradients; return Theta and f of every row. Ctrl-C stops it."""
+    _require(problem.shape, mask=mask, start=start)
     theta = np.array(start, order="C")
     rows = core().refit(
         problem.weight,
@@ -187,6 +193,9 @@ def swap(
     threads: int | None = None,
 ) -> Array:
     """Return Theta after exact 1-swaps among each row's likeliest candidates; Ctrl-C stops it."""
+    _require(problem.shape, mask=mask, theta=theta)
+    _require(problem.shape[1:], labels=labels)
+    _require(problem.shape[:1], least=least)
     gradient = product(problem.weight - theta, problem.gram, threads=threads)
     out = np.array(theta, order="C")
     core().swap(
@@ -207,6 +216,7 @@ def cheapest_range(
     weight: Array, importance: Array, found: Candidates, *, threads: int | None = None
 ) -> NDArray[np.int32]:
     """Return each group's candidate with the least weighted rounding error, (d_out, groups)."""
+    _require(weight.shape[1:], importance=importance)
     weight = np.ascontiguousarray(weight)
     importance = np.ascontiguousarray(importance, dtype=weight.dtype)[None]
     rows, groups = found.scales.shape[-2:]
@@ -231,6 +241,7 @@ def nearest_plane(
     target, theta = np.ascontiguousarray(target), np.empty_like(target, order="C")
     if len(order) != target.shape[1]:
         raise ValueError(f"the order holds {len(order)} columns, but the target has {target.shape[1]}")
+    _require((len(order), len(order)), upper=upper)
     parts = target, np.ascontiguousarray(upper), _columns(order), _grid_parts(grid, target)
     core().nearest_plane(*parts, theta, thread_count(threads))
     return theta
@@ -240,6 +251,7 @@ def masked_nearest_plane(
     problem: Problem, start: Array, mask: Mask, *, order: Order, grid: BoundGrid, threads: int | None = None
 ) -> Array:
     """Return every row refitted on its mask and rounded there."""
+    _require(problem.shape, start=start, mask=mask)
     theta, matrices = (
         np.empty_like(problem.weight),
         (problem.weight, problem.gram, np.ascontiguousarray(start)),
@@ -254,6 +266,7 @@ def descend(
     rescale: bool = True, threads: int | None = None,
 ) -> tuple[Array, BoundGrid]:  # fmt: skip
     """Lower f by one code and one scale at a time; return theta and its grid, new arrays."""
+    _require(problem.shape, theta=theta, mask=theta if mask is None else mask)
     theta = np.array(theta, dtype=problem.weight.dtype, order="C")
     scales = np.array(grid.scales, dtype=theta.dtype, order="C")
     core().descend(
@@ -335,6 +348,16 @@ def _supported() -> tuple[str, ...]:
 def _ready(build: str) -> bool:
     module = _module(build)
     return module is not None and bool(module.ready())
+
+
+def _require(shape: tuple[int, ...], **arrays: NDArray[Any]) -> None:
+    for name, array in arrays.items():
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, not {shape}")
+
+
+def _shape(z: Array) -> tuple[int, int]:
+    return z.shape[0], z.shape[1]
 
 
 def _columns(order: Order) -> NDArray[np.int64]:

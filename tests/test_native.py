@@ -7,8 +7,9 @@ import pytest
 from conftest import assert_same_bits, require_native
 from strategies import DTYPES, make_weight
 
-from awp_edge import NM, IntGrid, RowSparse, Sparse, native
+from awp_edge import NM, IntGrid, Problem, RowSparse, Sparse, native
 from awp_edge.errors import AwpError
+from awp_edge.solvers.swap import Swaps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,3 +80,22 @@ def test_instruction_sets_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         native.isa()
     monkeypatch.setenv("AWP_ISA", "")
     assert native.isa() == native.available_isas()[-1]
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    require_native()
+    problem = Problem(make_weight("normal", (3, 8), "float32", seed=0), np.eye(8, dtype=np.float32))
+    mask, other = np.ones((3, 8), dtype=np.bool_), np.ones((2, 8), dtype=np.bool_)
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 8\), not \(3, 8\)"):
+        native.refit(problem, other, problem.weight, steps=1)
+    with pytest.raises(ValueError, match=r"labels has shape \(7,\), not \(8,\)"):
+        native.swap(
+            problem,
+            mask,
+            problem.weight,
+            labels=np.zeros(7, dtype=np.intp),
+            method=Swaps(2),
+            least=np.zeros(3),
+        )
+    with pytest.raises(ValueError, match="d_in"):
+        native.project(problem.weight, Sparse(NM(1, 3)))
