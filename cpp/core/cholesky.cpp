@@ -49,22 +49,27 @@ template <class T> void subtract_few(T* a, Index k, Index finished, Index first,
       for (Index j = i; j < k; ++j) a[i * k + j] -= a[l * k + i] * a[l * k + j];
 }
 
+template <class T> using Kernel = VectorKernel<PlainOperand<T>>;
+
+// A call of its own: inlined, GCC 12 takes the ends of the sums for out of bounds where vectors are short.
+template <class T>
+[[gnu::noinline]] void add_products(Slice<T> a, Slice<T> b, Index depth, Index width, const OutBlock<T>& out) {
+  Kernel<T>::template run<1>(a, b, depth, width, out, {b.data, 0});
+}
+
 // Takes from the rows [first, first + rows) what the first `finished` rows contribute: A_ij -= sum_l U_li U_lj.
 template <class T> void subtract_finished(T* a, Index k, Index finished, Index first, Index rows) {
-  using Kernel = VectorKernel<PlainOperand<T>>;
-  constexpr Index stride = Kernel::kPanel, unit = Kernel::kPanelUnit;
-  if (k < std::max(unit, Kernel::kBlockRows)) return subtract_few(a, k, finished, first, rows);
+  constexpr Index stride = Kernel<T>::kPanel, unit = Kernel<T>::kPanelUnit, height = Kernel<T>::kBlockRows;
+  if (k < std::max(unit, height)) return subtract_few(a, k, finished, first, rows);
   alignas(64) T sums[kBlock * stride];
   for (Index column = first; column < k; column += stride) {
     const Index columns = std::min(stride, k - column), padded = (columns + unit - 1) / unit * unit;
     const Index end = std::min(rows, column + columns - first);  // rows that reach these columns
     for (Index start = 0; start < finished; start += kDepth) {
       const T* from = a + start * k;
-      for (Index row = 0; row < end; row += Kernel::kBlockRows) {
-        const Index count = std::min(Kernel::kBlockRows, end - row);
-        Kernel::template run<1>({from + first + row, k}, {from + column, k}, std::min(kDepth, finished - start), padded,
-                                {sums + row * stride, stride, count, columns, start > 0}, {from, 0});
-      }
+      for (Index row = 0; row < end; row += height)
+        add_products<T>({from + first + row, k}, {from + column, k}, std::min(kDepth, finished - start), padded,
+                        {sums + row * stride, stride, std::min(height, end - row), columns, start > 0});
     }
     for (Index row = 0; row < end; ++row) {
       T* to = a + (first + row) * k + column;
