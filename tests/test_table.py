@@ -231,7 +231,8 @@ def test_ctrl_c_says_where_a_table_goes_on(tmp_path: Path, rows: int) -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         printed, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and printed == "", (printed, err)
+    # Python ends by the signal itself where it met it inside an exec(), as of an import: 130 too for a shell.
+    assert process.returncode in (130, -signal.SIGINT) and printed == "", (printed, err)
     kept = f"what was finished is kept in {out}; give the same command to go on"
     assert err.strip() == f"awp-edge: table was interrupted: {kept}"
     assert len(json.loads((out / "steps.json").read_text())) == 1 + rows
