@@ -145,8 +145,9 @@ def packed_bits(spec: CompressSpec) -> float:
 def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what runs of one row on several calibrations say together.
 
-    Every number is the mean over the runs; "spread" holds least, largest and standard deviation where there are
-    several. The measures at the top are those of the first text; layers are those of the first run.
+    Every number is the mean over the runs; "spread" holds least, largest, standard deviation and the runs
+    themselves where there are several. The measures at the top are those of the first text; layers are those of the
+    first run.
 
     Args:
         runs: equal keys: "texts" (label -> measures), "mean_relative_error", "seconds", "cpu_seconds", "layers"
@@ -179,8 +180,13 @@ def _pooled_text(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"min": min(values), "max": max(values), "deviation": statistics.stdev(values)}
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "min": min(values),
+        "max": max(values),
+        "deviation": statistics.stdev(values),
+        "runs": list(values),
+    }
 
 
 def rivals(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

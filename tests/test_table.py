@@ -113,7 +113,12 @@ def run(method: str, setting: str, perplexity: float, *, bits: float = 3.3) -> d
 def test_runs_of_one_row_make_means_and_ranges() -> None:
     row = pooled([run("rtn", "INT3", 60.0), run("rtn", "INT3", 63.0), run("rtn", "INT3", 66.0)])
     assert row["perplexity"] == 63 and row["texts"]["c4"]["perplexity"] == 126 and row["runs"] == 3
-    assert row["texts"]["wiki"]["perplexity_spread"] == {"min": 60, "max": 66, "deviation": 3}
+    assert row["texts"]["wiki"]["perplexity_spread"] == {
+        "min": 60,
+        "max": 66,
+        "deviation": 3,
+        "runs": [60, 63, 66],
+    }
     assert row["mean_relative_error"] == pytest.approx(0.063) and row["error_spread"]["max"] == 0.066
     assert "perplexity_spread" not in pooled([run("rtn", "INT3", 60.0)])["texts"]["wiki"]
 
