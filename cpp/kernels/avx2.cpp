@@ -9,6 +9,8 @@
 namespace awp::kernels {
 namespace {
 
+#include "quantize.inc"
+
 struct Indices {
   std::uint64_t even[256] = {}, odd[256] = {};
 };
@@ -366,6 +368,6 @@ void dense_float(const Weights& w, std::size_t tile, const Expanded* expanded, c
 
 }  // namespace
 
-constexpr Table kAvx2{"avx2", decode, expand, dense, dense_float};
+constexpr Table kAvx2{"avx2", quantize, decode, expand, dense, dense_float};
 
 }  // namespace awp::kernels

@@ -187,6 +187,6 @@ void expand(const Weights& w, std::size_t tile, Expanded* out) { kAvx2.expand(w,
 
 }  // namespace
 
-constexpr Table kAvx512{"avx512", decode, expand, dense, dense_float};
+constexpr Table kAvx512{"avx512", quantize, decode, expand, dense, dense_float};
 
 }  // namespace awp::kernels

@@ -175,6 +175,6 @@ void expand(const Weights& w, std::size_t tile, Expanded* out) {
 
 }  // namespace
 
-constexpr Table kAvx512Vnni{"avx512vnni", decode, expand, dense, dense_float};
+constexpr Table kAvx512Vnni{"avx512vnni", quantize, decode, expand, dense, dense_float};
 
 }  // namespace awp::kernels

@@ -1,6 +1,6 @@
 # The sparse kernels and the operator library. One file per instruction set, each with its own flags: such a file includes
 # nothing but intrinsics, table.h and .inc files in its own unnamed namespace, so that no code compiled for one set is ever
-# called by another by accident; avx512.cpp calls AVX2's table on purpose.
+# called by another by accident; the AVX-512 ones call AVX2's table on purpose.
 
 set(AWP_KERNEL_SOURCES kernels/reference.cpp kernels/sparse_matmul.cpp kernels/choose.cpp core/cpu.cpp)
 set(AWP_KERNEL_DEFINITIONS)

@@ -1,5 +1,6 @@
 // The kernels in plain C++: what the others are compared with.
 #include <cstring>
+#include <limits>
 
 #include "table.h"
 
@@ -30,6 +31,44 @@ std::size_t count(std::uint64_t mask) {
   std::size_t bits = 0;
   for (; mask != 0; mask &= mask - 1) ++bits;
   return bits;
+}
+
+// The largest magnitude of a group by its bits: NaN is above infinity, infinity above every number.
+float largest(const float* x, std::size_t count) {
+  std::uint32_t most = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint32_t magnitude;
+    std::memcpy(&magnitude, x + i, sizeof magnitude);
+    magnitude &= 0x7fffffffu;
+    most = magnitude > most ? magnitude : most;
+  }
+  float value;
+  std::memcpy(&value, &most, sizeof value);
+  return value;
+}
+
+void quantize(const Weights& w, const float* x, bool interleaved, std::int8_t* values, float* scales,
+              std::int32_t* sums) {
+  constexpr float kRound = 12582912;  // 1.5 2^23: adding and taking it off rounds half to even
+  constexpr float kHighest = std::numeric_limits<float>::max();
+  constexpr float kTiny = std::numeric_limits<float>::min() * 128;  // below, the quotient overflows: counts as zero
+  for (std::size_t group = 0; group < w.groups(); ++group, values += w.group) {
+    float ordered[2 * kBlock];
+    for (std::size_t i = 0; i < w.group; ++i) {
+      const std::size_t at = group * w.group + i;
+      ordered[i] = x[interleaved ? at % kBlock * w.blocks() + at / kBlock : at];
+    }
+    const float most = largest(ordered, w.group);
+    const bool usable = most <= kHighest;
+    const float inverse = most < kTiny || !usable ? 0.0f : 127.0f / most;
+    sums[group] = 0;
+    for (std::size_t i = 0; i < w.group; ++i) {
+      const float step = usable ? ordered[i] * inverse : 0.0f;
+      values[i] = static_cast<std::int8_t>((step + kRound) - kRound);
+      sums[group] += values[i];
+    }
+    scales[group] = usable ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
+  }
 }
 
 // Calls put(block, row, mask, code of rank) for every row of a pair of blocks (or the odd last one), then done(block).
@@ -124,6 +163,6 @@ void dense_float(const Weights& w, std::size_t tile, const Expanded* expanded, c
 
 }  // namespace
 
-constexpr Table kReference{"base", decode, expand, dense, dense_float};
+constexpr Table kReference{"base", quantize, decode, expand, dense, dense_float};
 
 }  // namespace awp::kernels

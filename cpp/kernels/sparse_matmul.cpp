@@ -1,7 +1,6 @@
 #include "sparse_matmul.h"
 
 #include <atomic>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -70,40 +69,6 @@ void reorder(const Weights& w, const float* x, bool interleaved, float* out) {
     for (std::size_t block = 0; block < blocks; ++block) out[block * kBlock + i] = x[i * blocks + block];
 }
 
-// The largest magnitude of a group by its bits: NaN is above infinity, infinity above every number.
-float largest(const float* x, std::size_t count) {
-  std::uint32_t most = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint32_t magnitude;
-    std::memcpy(&magnitude, x + i, sizeof magnitude);
-    magnitude &= 0x7fffffffu;
-    most = magnitude > most ? magnitude : most;
-  }
-  float value;
-  std::memcpy(&value, &most, sizeof value);
-  return value;
-}
-
-void quantize_ordered(const Weights& w, const float* x, std::int8_t* values, float* scales, std::int32_t* sums) {
-  constexpr float kRound = 12582912;  // 1.5 2^23: adding and taking it off rounds half to even
-  for (std::size_t group = 0; group < w.groups(); ++group, x += w.group, values += w.group) {
-    const float most = largest(x, w.group);
-    const bool usable = most <= std::numeric_limits<float>::max();
-    // Below the smallest normal number the quotient would overflow; such inputs count as zero.
-    const bool tiny = most < std::numeric_limits<float>::min() * 128;
-    const float inverse = tiny || !usable ? 0.0f : 127.0f / most;
-    std::int32_t sum = 0;
-    for (std::size_t i = 0; i < w.group; ++i) {
-      const float step = usable ? x[i] * inverse : 0.0f;
-      const std::int32_t value = static_cast<std::int32_t>((step + kRound) - kRound);
-      values[i] = static_cast<std::int8_t>(value);
-      sum += value;
-    }
-    scales[group] = usable ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
-    sums[group] = sum;
-  }
-}
-
 struct Job {
   const Weights& w;
   const Table& table;
@@ -120,8 +85,10 @@ struct Job {
   void prepare(std::size_t row) {
     const float* x = in.x + row * w.inputs;
     if (in.level == Level::float_inputs) return reorder(w, x, in.interleaved, ordered + row * w.inputs);
-    quantize(w, x, in.interleaved, values + row * w.inputs, scales + row * w.groups(), sums + row * w.groups());
-    rows[row] = {values + row * w.inputs, scales + row * w.groups(), sums + row * w.groups()};
+    std::int8_t* to = values + row * w.inputs;
+    const std::size_t group = row * w.groups();
+    table.quantize(w, x, in.interleaved, to, scales + group, sums + group);
+    rows[row] = {to, scales + group, sums + group};
   }
 
   bool decodes() const { return in.level == Level::int8_inputs && in.rows <= kFewRows; }
@@ -188,23 +155,6 @@ const char* check(const Packed& packed, Weights* out) {
     return "a tensor is not aligned to its elements";
   *out = w;
   return check_codes(packed, w);
-}
-
-void quantize(const Weights& w, const float* x, bool interleaved, std::int8_t* values, float* scales,
-              std::int32_t* sums) {
-  if (!interleaved) return quantize_ordered(w, x, values, scales, sums);
-  // A group at a time on the stack: no allocation in the decoding loop.
-  const std::size_t blocks = w.blocks();
-  Weights one = w;
-  one.inputs = w.group;
-  float ordered[2 * kBlock];
-  for (std::size_t group = 0; group < w.groups(); ++group) {
-    for (std::size_t j = 0; j < w.group; ++j) {
-      const std::size_t at = group * w.group + j;
-      ordered[j] = x[at % kBlock * blocks + at / kBlock];
-    }
-    quantize_ordered(one, ordered, values + group * w.group, scales + group, sums + group);
-  }
 }
 
 bool multiply(const Weights& w, const Table& table, const Inputs& in, float* y, const Parallel& parallel) {

@@ -42,9 +42,6 @@ struct Inputs {
 // y[rows][weights.rows]; false where there is no memory.
 bool multiply(const Weights&, const Table&, const Inputs&, float* y, const Parallel&);
 
-// One row: steps of int8 in the order of the blocks. An infinite or undefined input makes its group's scale NaN.
-void quantize(const Weights&, const float* x, bool interleaved, std::int8_t* values, float* scales, std::int32_t* sums);
-
 // The fastest table this machine runs, or the one that a name of AWP_ISA asks for; null for an unknown or missing one.
 const Table* choose(const char* isa);
 

@@ -46,6 +46,9 @@ using Expanded = std::uint8_t;
 
 struct Table {
   const char* name;
+  // One row of float inputs as `Quantized` has it; an infinite or undefined input makes its group's scale NaN.
+  void (*quantize)(const Weights&, const float* x, bool interleaved, std::int8_t* values, float* scales,
+                   std::int32_t* sums);
   // y[16] = the tile times one row of inputs, straight from the packed bytes.
   void (*decode)(const Weights&, std::size_t tile, const Quantized&, float* y);
   void (*expand)(const Weights&, std::size_t tile, Expanded* out);

@@ -144,7 +144,7 @@ inline Rows inputs(Sample& sample, const Weights& w, std::size_t count, bool at_
     auto* steps = sample.make<std::int8_t>(w.inputs, at_start);
     auto* scales = sample.make<float>(w.groups(), at_start);
     auto* sums = sample.make<std::int32_t>(w.groups(), at_start);
-    quantize(w, made.x + i * w.inputs, false, steps, scales, sums);
+    kReference.quantize(w, made.x + i * w.inputs, false, steps, scales, sums);
     made.rows.push_back({steps, scales, sums});
   }
   return made;
@@ -183,7 +183,39 @@ inline void check_table(const Table& table, bool largest) {
   }
 }
 
+// Steps, scales and sums equal in every bit, whatever the inputs: also halves of a step, what is not finite, what is tiny.
+inline void check_quantize(const Table& table) {
+  Sample memory({16, 1, 64, 32, false, false}, 1);
+  const float odd[] = {INFINITY, -INFINITY, std::nanf(""), -std::nanf(""), 1e-45f, -0.0f, 3e38f, 63.5f, 1.4e-36f, -127.0f};
+  for (const std::size_t group : {64, 128})
+    for (std::size_t blocks = group / 64; blocks < 40; blocks += blocks < 18 ? group / 64 : 10)
+      for (const bool interleaved : {false, true})
+        for (const bool at_start : {false, true})
+          for (const std::size_t odds : {0, 1, 5}) {
+            Weights w{};
+            w.rows = kTile, w.inputs = blocks * kBlock, w.group = group;
+            float* x = memory.make<float>(w.inputs, at_start);
+            const std::vector<float> values = normal<float>(w.inputs, static_cast<unsigned>(blocks));
+            for (std::size_t i = 0; i < w.inputs; ++i) x[i] = odds == 1 ? 1e-42f : odds == 5 ? std::rint(2 * values[i]) : values[i];
+            for (std::size_t i = 0; i < odds; ++i) x[(7 + 41 * i * blocks) % w.inputs] = odd[(i + blocks) % 10];
+            std::int8_t* steps[2];
+            float* scales[2];
+            std::int32_t* sums[2];
+            for (std::size_t i = 0; i < 2; ++i) {
+              steps[i] = memory.make<std::int8_t>(w.inputs, at_start);
+              scales[i] = memory.make<float>(w.groups(), at_start);
+              sums[i] = memory.make<std::int32_t>(w.groups(), at_start);
+              (i == 0 ? kReference : table).quantize(w, x, interleaved, steps[i], scales[i], sums[i]);
+            }
+            const bool same = std::memcmp(steps[0], steps[1], w.inputs) == 0 &&
+                              std::memcmp(scales[0], scales[1], w.groups() * sizeof(float)) == 0 &&
+                              std::memcmp(sums[0], sums[1], w.groups() * sizeof(std::int32_t)) == 0;
+            check(same, "quantize", static_cast<long>(blocks), static_cast<long>(group), interleaved);
+          }
+}
+
 inline void check_table(const Table& table) {
+  check_quantize(table);
   for (const bool largest : {false, true}) check_table(table, largest);
 }
 

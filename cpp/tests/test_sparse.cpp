@@ -108,20 +108,20 @@ void test_quantize() {
   std::int8_t values[64];
   float scale;
   std::int32_t sum;
-  quantize(w, x.data(), false, values, &scale, &sum);
+  kReference.quantize(w, x.data(), false, values, &scale, &sum);
   check(scale == 0 && sum == 0, "zeros");
   x[3] = -2;
   x[4] = 1;
-  quantize(w, x.data(), false, values, &scale, &sum);
+  kReference.quantize(w, x.data(), false, values, &scale, &sum);
   check(values[3] == -127 && values[4] == 64 && sum == -63 && scale == 2.0f / 127, "halves go to even");
   x[9] = INFINITY;
-  quantize(w, x.data(), false, values, &scale, &sum);
+  kReference.quantize(w, x.data(), false, values, &scale, &sum);
   check(std::isnan(scale) && sum == 0, "infinity");
   x[9] = std::nanf("");
-  quantize(w, x.data(), false, values, &scale, &sum);
+  kReference.quantize(w, x.data(), false, values, &scale, &sum);
   check(std::isnan(scale), "NaN");
   x.assign(64, 1e-45f);
-  quantize(w, x.data(), false, values, &scale, &sum);
+  kReference.quantize(w, x.data(), false, values, &scale, &sum);
   check(sum == 0, "subnormal");
 }
 

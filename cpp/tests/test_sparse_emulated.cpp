@@ -4,6 +4,9 @@
 #define AWP_EMULATED_INTRINSICS "../tests/emulated_avx512.hpp"
 #define kAvx512 kEmulated
 #define kAvx512Vnni kEmulated
+#if !defined(AWP_CALLS_AVX2)
+#define kAvx2 kReference  // for inputs to int8 steps alone
+#endif
 #include AWP_EMULATED_KERNEL
 #include "sparse_checks.hpp"
 
