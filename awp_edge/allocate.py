@@ -23,7 +23,7 @@ from .solvers.quantize import rounding_order
 from .solvers.scaling import conditional_variance
 
 ALLOCATIONS = ("uniform", "layer", "row")
-#: Sparsities that a row may have; further out neither the price nor the quadratic loss says much.
+#: Sparsities that a row may have, up to one weight; further out neither the price nor the quadratic loss says much.
 LEAST, MOST = 0.15, 0.85
 #: Budgets move in steps of this share of d_in.
 STEPS = 32

@@ -18,14 +18,16 @@ from .lower_bound import (
     Matrix,
     Separated,
     cardinality,
+    definite_inverse,
     dual_bound,
-    is_definite,
     largest_eigenvalue,
     separate,
 )
-from .problem import Array, ratio
+from .plus import swap_labels
+from .problem import Array, half_inner, ratio
 from .solvers.base import Encoding, Result
 from .spec import CompressSpec
+from .theory import low_rank_optimum
 
 #: Wider layers get no bound and no smallest eigenvalue: six matrices of this width in float64 are 0.8 GB.
 MAX_INPUTS = 4096
@@ -82,7 +84,8 @@ class Certificate:
         (an entry, a swap of two, or a code), and an exact refit on the support would still remove; where AWQ scaled
         the inputs, L is that of the scaled problem.
     lower_bound: share of f that no weight in the set can avoid (T13; T09 for low rank).  at_most: its inverse, "at
-        most this many times the least possible f".  bound_for: "support", "codes at these scales", "rank", "none".
+        most this many times the least possible f".  bound_for: "support", "codes at these scales", "rank", "none", or
+        "exact" where f is 0.
     """
 
     relative_step: float | None
@@ -148,7 +151,10 @@ def certify(
     constraint = _of_rows(constraint, rows, in_blocks=result.encoding.interleaved)
     sample = _Sample.of(weight, constraint, result, facts=facts, rows=rows)
     support = sample.support_facts()
-    share, kind = sample.lower_bound(constraint)
+    if isinstance(constraint, LowRank):
+        share, kind = _rank_bound(weight, result, constraint, facts=facts)
+    else:
+        share, kind = sample.lower_bound(constraint)
     relative = None if step is None else step * facts.largest
     return Certificate(
         relative_step=relative,
@@ -185,6 +191,17 @@ def certify_layer(
     if spec.method == "awp" and isinstance(constraint, Sparse) and norm > 0:
         step = (2.0 if isinstance(constraint.values, Reals) else 1.5) / norm
     return certify(weight, constraint, result, facts=facts, step=step)
+
+
+def _rank_bound(weight: Array, result: Result, constraint: LowRank, *, facts: GramFacts) -> tuple[float, str]:
+    """Return the share of f that no weight of the rank avoids: the optimum is known for the whole matrix (T09)."""
+    residual = weight.astype(np.float64) - result.theta
+    found = half_inner(residual, residual @ facts.gram)
+    return (
+        (min(1.0, low_rank_optimum(weight, facts.gram, constraint.rank) / found), "rank")
+        if found > 0
+        else (1.0, "exact")
+    )
 
 
 def _inverse_share(smallest: float, largest: float) -> float:
@@ -232,11 +249,13 @@ class _Sample:
         worst, weakest, left, total = 1.0, self.facts.largest, 0.0, 0.0
         for i in range(0, len(self.theta), max(1, len(self.theta) // CONDITION_ROWS)):
             kept = np.flatnonzero(self.theta[i])
-            inner = self.facts.gram[np.ix_(kept, kept)]
-            if not kept.size or not is_definite(inner):
-                worst, weakest = (float("inf"), 0.0) if kept.size else (worst, weakest)
+            if not kept.size:
                 continue
-            inverse = np.asarray(np.linalg.inv(inner), dtype=np.float64)
+            inner = self.facts.gram[np.ix_(kept, kept)]
+            inverse = definite_inverse(inner)
+            if inverse is None:
+                worst, weakest = float("inf"), 0.0
+                continue
             pull = self.gradient[i, kept]
             smallest = 1 / largest_eigenvalue(inverse)
             worst, weakest = max(worst, largest_eigenvalue(inner) / smallest), min(weakest, smallest)
@@ -261,11 +280,9 @@ class _Sample:
                 np.ones(self.theta.shape, bool) if isinstance(constraint.support, Dense) else self.theta != 0
             )
             gains = self._code_gains(self.grid, movable=movable)
-        elif isinstance(constraint.support, RowSparse):
-            gains = np.array([self._swap_gain(i) for i in range(len(self.theta))])
         else:
-            diagonal = np.maximum(self.facts.gram.diagonal(), np.finfo(np.float64).tiny)
-            gains = np.max(np.where(self.theta != 0, self.gradient**2 / (2 * diagonal), 0), axis=1)
+            labels = swap_labels(constraint.support, self.theta.shape[1])
+            gains = np.array([self._swap_gain(i, labels) for i in range(len(self.theta))])
         return float(gains.sum() / self.objective.sum())
 
     def _code_gains(self, grid: BoundGrid, *, movable: Mask) -> Matrix:
@@ -277,22 +294,22 @@ class _Sample:
         change = shift * self.gradient + shift**2 * diagonal / 2
         return np.maximum(-change, 0).max(axis=1)
 
-    def _swap_gain(self, i: int) -> float:
-        """Return how much the best swap of two entries, or change of one, lowers f in a row."""
+    def _swap_gain(self, i: int, labels: NDArray[np.intp] | None) -> float:
+        """Return how much the best swap of two entries of equal label, or change of one, lowers f in a row."""
         gram, g, theta = self.facts.gram, self.gradient[i], self.theta[i]
         diagonal = np.maximum(gram.diagonal(), np.finfo(np.float64).tiny)
         inside, outside = np.flatnonzero(theta), np.flatnonzero(theta == 0)
         best = float(np.max(g[inside] ** 2 / (2 * diagonal[inside]), initial=0.0))
-        if not inside.size or not outside.size:
+        if labels is None or not inside.size or not outside.size:
             return best
         removed = -theta[inside] * g[inside] + gram.diagonal()[inside] * theta[inside] ** 2 / 2
         pull = g[outside] - gram[np.ix_(inside, outside)] * theta[inside, None]
-        return max(best, float((pull**2 / (2 * diagonal[outside]) - removed[:, None]).max()))
+        gain = pull**2 / (2 * diagonal[outside]) - removed[:, None]
+        gain[labels[inside][:, None] != labels[outside]] = 0.0
+        return max(best, float(gain.max()))
 
-    def lower_bound(self, constraint: Sparse | LowRank) -> tuple[float, str]:
+    def lower_bound(self, constraint: Sparse) -> tuple[float, str]:
         """Return the share of these rows' f that no member of the set avoids, and what set it holds for."""
-        if isinstance(constraint, LowRank):
-            return 1.0, "rank"  # the closed form is the optimum (T09)
         if not self.objective.any():
             return 1.0, "exact"
         kept = cardinality(constraint.support, self.weight.shape[1])

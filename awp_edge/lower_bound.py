@@ -18,6 +18,8 @@ DUAL_STEPS, LANCZOS_STEPS, BISECTIONS = 12, 60, 30
 #: Share of the largest diagonal that each round takes from C. The second gains a tenth and costs an inversion, which
 #: wide layers are spared; more rounds gain little.
 ROUNDS, NARROW = (0.9, 1.0), 1024
+#: What a C scaled to a diagonal of ones must have beyond 0, in roundings of d terms, to count as definite.
+MARGIN = 16
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -153,9 +155,9 @@ def separate(gram: Matrix) -> Separated | None:
     Each round adds t / (R^-1)_jj, R = C - D, with the largest t that Cholesky confirms (T13 d): an input that others
     explain well gets little. Invariant to the scale of the inputs; cost about 6 d^3 flops, 4 for wide layers.
     """
-    if not is_definite(gram):
+    inverse = definite_inverse(gram)
+    if inverse is None:
         return None
-    inverse: Matrix = np.asarray(np.linalg.inv(gram), dtype=np.float64)
     found, last = np.zeros(len(gram)), inverse
     for share in ROUNDS if len(gram) <= NARROW else ROUNDS[-1:]:
         remaining = gram - np.diag(found)
@@ -170,6 +172,21 @@ def separate(gram: Matrix) -> Separated | None:
                 break
             step *= 0.95
     return Separated(gram, inverse, found) if found.any() else None
+
+
+def definite_inverse(matrix: Matrix) -> Matrix | None:
+    """Return the inverse of a symmetric matrix that is positive definite by more than rounding, at any scale of inputs.
+
+    None for others: Cholesky alone would let exactly dependent inputs pass, and their inverse is noise.
+    """
+    diagonal = matrix.diagonal()
+    if not (diagonal > 0).all():
+        return None
+    scale = 1 / np.sqrt(diagonal)
+    margin = MARGIN * len(matrix) * np.finfo(np.float64).eps
+    if not is_definite(scale[:, None] * matrix * scale - margin * np.eye(len(matrix))):
+        return None
+    return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
 def is_definite(matrix: Matrix) -> bool:

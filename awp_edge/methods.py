@@ -96,6 +96,16 @@ def _fitted(baseline: Callable[..., Array], **options: Any) -> Solver:
     return run
 
 
+def _swept(baseline: Callable[..., Array], **options: Any) -> Solver:
+    """Return the method that sweeps over the columns, those of inputs that are never active at zero, as published."""
+    fitted = _fitted(baseline, **options)
+
+    def run(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
+        return fitted(problem.without_dead_inputs(), constraint, engine=engine)
+
+    return run
+
+
 def _factored(baseline: Callable[..., tuple[Array, Array]]) -> Solver:
     """Return the method that stores a baseline's two factors."""
 
@@ -190,14 +200,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "largest weights kept", ("pruning", "joint"), _prune(magnitude), calibrated=False
         ),
         "wanda": Method("largest |w| ||x|| kept (Sun et al. 2024)", ("pruning", "joint"), _prune(wanda)),
-        "sparsegpt": Method("OBS sweep (Frantar, Alistarh 2023)", ("pruning", "joint"), _fitted(sparsegpt)),
+        "sparsegpt": Method("OBS sweep (Frantar, Alistarh 2023)", ("pruning", "joint"), _swept(sparsegpt)),
         "alps": Method("ADMM, then refit (Meng et al. 2024)", ("pruning",), _fitted(alps)),
         "rtn": Method("round to nearest", ("quantization",), _fitted(rtn), calibrated=False),
-        "gptq": Method("OBS sweep, static groups (Frantar et al. 2023)", ("quantization",), _fitted(gptq)),
+        "gptq": Method("OBS sweep, static groups (Frantar et al. 2023)", ("quantization",), _swept(gptq)),
         "gptq-actorder": Method(
             "GPTQ, inputs of largest energy first",
             ("quantization",),
-            _fitted(gptq, options=Gptq("activation")),
+            _swept(gptq, options=Gptq("activation")),
         ),
         "awq": Method(
             "input scales and clipping searched (Lin et al. 2024)",
@@ -249,8 +259,12 @@ def compress_layer(
 
     Raises:
         ValueError: shapes that clash, NaN or infinity, a group size or pattern that does not divide d_in, or `kept`
-            with a pattern or low rank.
+            with a pattern, low rank or a method that does not prune.
     """
+    if kept is not None and not METHODS[spec.method].handles("pruning" if spec.bits is None else "joint"):
+        raise ValueError(
+            f"{spec.method} does not prune to budgets of rows: drop kept, or take {DEFAULT_METHOD}"
+        )
     problem = Problem(weight, gram)
     constraint = spec.constraint(problem.shape, kept=kept)
     if spec.interleaved:

@@ -159,6 +159,7 @@ def admm(
         out,
         support.descriptor(),
         steps=method.steps,
+        relaxation=method.relaxation,
         bfloat16=method.products == "bfloat16",
         threads=thread_count(threads),
     )

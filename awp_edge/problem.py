@@ -62,15 +62,23 @@ class Problem:
         return max(0.0, float(np.linalg.eigvalsh(self.gram)[-1]))
 
     def damped(self, share: float) -> Problem:
-        """Return the problem with a share of every C_jj added to it (of their mean, for inputs that are never active).
+        """Return the problem with a share of every C_jj added to it, of at least a millionth of their mean.
 
-        It makes C definite, and holds weights near their own values along directions that the tokens of C hardly show.
+        A share above rounding makes C definite, and holds weights near their own values along directions that the
+        tokens of C hardly show; inputs that are never active stay nearly free.
         """
         diagonal = self.gram.diagonal()
         mean = float(diagonal.mean()) or 1.0
         gram = self.gram.copy()
         np.fill_diagonal(gram, diagonal + share * np.maximum(diagonal, 1e-6 * mean).astype(gram.dtype))
         return Problem(self.weight, gram)
+
+    def without_dead_inputs(self) -> Problem:
+        """Return the problem with zero for weights that f does not see: of inputs that are never active, C_jj = 0."""
+        dead = self.gram.diagonal() == 0
+        if not dead.any():
+            return self
+        return Problem(np.where(dead, self.weight.dtype.type(0), self.weight), self.gram)
 
     def relative_error(self, theta: Array) -> float:
         """Return f(Theta) / f(0), which compares across layers; 0/0 counts as 0."""

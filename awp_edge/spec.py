@@ -138,7 +138,8 @@ class CompressSpec:
         assert self.rank is not None
         if self.rank >= 1:
             return min(int(self.rank), *shape)
-        return max(1, int(self.rank * shape[0] * shape[1] / (shape[0] + shape[1])))
+        exact = self.rank * shape[0] * shape[1] / (shape[0] + shape[1])
+        return max(1, int(round(exact, 9)))  # 0.58 of 100 x 100 is 29, not 28.999...
 
     def _check_damping(self) -> None:
         if self.damping is None:

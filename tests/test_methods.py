@@ -231,3 +231,13 @@ def test_public_names() -> None:
     wanted = """Problem Sparse Dense RowSparse NM BalancedBlock BlockSparse Reals IntGrid LowRank solve pgd Result
                 METHODS compress_layer Stop CompressSpec""".split()
     assert set(wanted) <= set(awp_edge.__all__) and all(hasattr(awp_edge, name) for name in awp_edge.__all__)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_budgets_of_rows_need_a_method_that_prunes(method: str) -> None:
+    with pytest.raises(ValueError, match=f"{method} does not prune to budgets of rows"):
+        compress_layer(*layer(), CompressSpec(method=method, bits=4), kept=(32,) * SHAPE[0])
+
+
+def test_a_share_of_the_parameters_is_not_lost_to_rounding() -> None:
+    assert [CompressSpec(rank=share).rank_for((100, 100)) for share in (0.58, 0.579)] == [29, 28]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +22,19 @@ from strategies import (
     weights,
 )
 
-from awp_edge import NM, BalancedBlock, Dense, IntGrid, LowRank, Problem, Reals, RowSparse, Sparse
+from awp_edge import (
+    NM,
+    BalancedBlock,
+    CompressSpec,
+    Dense,
+    IntGrid,
+    LowRank,
+    Problem,
+    Reals,
+    RowSparse,
+    Sparse,
+    compress_layer,
+)
 from awp_edge.backend import resolve
 from awp_edge.baselines import Gptq, alps, awq, gptq, magnitude, rtn, sparsegpt, svd, wanda
 from awp_edge.baselines.alps import refit
@@ -307,3 +321,39 @@ def test_the_junction_form_is_exact(data: st.DataObject, dtype: str) -> None:
         np.abs(right).max(initial=0)
     )
     np.testing.assert_allclose(joined @ reduced, left @ right, atol=limit * size, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------ inputs without a use
+def some_dead(times: float) -> tuple[Problem, np.ndarray]:
+    """Return a layer of weak inputs with dead ones among them, whose weights are `times` as large as they were."""
+    whole = layer((16, 128))
+    dead = np.arange(128) % 8 == 3
+    gram = np.where(dead | dead[:, None], 0, whole.gram) * 1e-4
+    return Problem(np.where(dead, times * whole.weight, whole.weight), gram), dead
+
+
+def test_alps_keeps_no_dead_input_while_live_ones_go() -> None:
+    problem, dead = some_dead(1.0)
+    kept = alps(problem, Sparse(RowSparse(64)), engine=NUMPY) != 0
+    assert not kept[:, dead].any()
+
+
+@pytest.mark.parametrize("method", ["gptq", "gptq-actorder", "sparsegpt", "awp-plus"])
+def test_dead_inputs_do_not_stretch_the_grid(method: str) -> None:
+    options = {"bits": 4, "group_size": 32, **({"sparsity": 0.5} if method == "sparsegpt" else {})}
+    errors = []
+    for times in (0.0, 20.0):
+        problem, _ = some_dead(times)
+        theta = compress_layer(problem.weight, problem.gram, CompressSpec(method=method, **options)).theta
+        errors.append(problem.objective(theta))
+    assert errors[1] <= errors[0] * 1.02
+
+
+def test_a_group_of_n_to_m_that_fits_no_block_is_chosen_when_the_sweep_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, constraint = layer((8, 192)), Sparse(NM(48, 96))
+    found = sparsegpt(problem, constraint, engine=NUMPY)
+    module = import_module("awp_edge.baselines.sparsegpt")  # the package gives this name to the function
+    monkeypatch.setattr(module, "BLOCK", 192)  # no lazy correction is left out
+    np.testing.assert_allclose(found, sparsegpt(problem, constraint, engine=NUMPY), rtol=1e-9, atol=1e-12)

@@ -121,7 +121,9 @@ def test_the_search_ends_in_the_support(problem: Problem, data: st.DataObject) -
         assert Sparse(support).contains(admm(problem, support, method=Admm(steps=steps), engine=NUMPY))
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"penalty": 0.0}, {"products": "int8"}])
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"penalty": 0.0}, {"relaxation": (2.1, 1.0)}, {"products": "int8"}]
+)
 def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         Admm(**bad)  # type: ignore[arg-type]

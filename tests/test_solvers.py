@@ -8,7 +8,7 @@ from conftest import F_TOLERANCE
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import best_sparse_objective, plain_pgd
-from strategies import cases, grams, problems, sparse_sets, weights
+from strategies import cases, grams, make_weight, problems, sparse_sets, weights
 
 from awp_edge import (
     NM,
@@ -255,6 +255,14 @@ def test_divergence_is_noticed_and_the_best_iterate_kept(backend: str) -> None:
         result = solve(problem, Sparse(RowSparse(2)), method=pgd(1e10), backend=backend)
     assert (result.reason, result.converged) == ("diverged", False)
     assert result.objective == result.objectives[0] and result.n_iter < 200
+
+
+def test_a_refitted_grid_that_a_long_step_drives_past_float16_ends_the_run() -> None:
+    problem = Problem(make_weight("normal", (4, 16), "float64", seed=0), 100 * np.eye(16))
+    grid = Sparse(Dense(), IntGrid(4, 16, half_scales=True))
+    result = solve(problem, grid, method=pgd(1.0, refit=True), backend="numpy")
+    assert (result.reason, result.converged) == ("diverged", False)
+    assert result.objective == min(result.objectives)
 
 
 CLASHES = {

@@ -48,7 +48,8 @@ def alps(problem: Problem, constraint: Sparse, *, engine: Backend, options: Alps
     damps before it scales and lowers rho where the support does not move at first.
     """
     scale = np.sqrt(problem.gram.diagonal())
-    scale = np.where(scale > 0, scale, scale.dtype.type(1))
+    # Inputs that are never active: their weights count for nothing, and are the first to go.
+    scale = np.where(scale > 0, scale, scale.dtype.type(1e-6) * (scale.max() or 1))
     scaled = Problem(problem.weight * scale, problem.gram / scale / scale[:, None])
     mask, theta = _admm(scaled, constraint, engine=engine, options=options)
     refitted = refit(scaled, mask, theta, engine=engine, steps=options.refits) / scale

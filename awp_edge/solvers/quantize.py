@@ -111,7 +111,7 @@ class _Quantizer:
     def run(self, start: Array | None, effort: Effort) -> Run:
         """Go through the stages."""
         given = self._problem.weight if start is None or self._mask is None else start
-        target = self._restricted(given)
+        target = self._tamed(self._restricted(given))
         first = self._spec.fit(target)
         history = [self._point(self._restricted(first.round(target)), first)]
         rounders, variance = self._rounders(target, effort.orders)
@@ -152,6 +152,20 @@ class _Quantizer:
 
     def _restricted(self, theta: Array) -> Array:
         return theta if self._mask is None else np.where(self._mask, theta, theta.dtype.type(0))
+
+    def _tamed(self, theta: Array) -> Array:
+        """Return Theta with the weights of inputs that are never active inside the range of the others in their group.
+
+        f does not see them, so they must not stretch the grid of those it sees.
+        """
+        dead = (self._true.gram.diagonal() == 0).reshape(1, -1, self._spec.group_size)
+        if not dead.any():
+            return theta
+        groups = theta.reshape(len(theta), -1, self._spec.group_size)
+        alive = np.where(dead, theta.dtype.type(0), groups)
+        inside = np.clip(groups, alive.min(axis=2, keepdims=True), alive.max(axis=2, keepdims=True))
+        keep = ~dead | dead.all(axis=2, keepdims=True)
+        return np.where(keep, groups, inside).reshape(theta.shape)
 
     def _point(self, theta: Array, grid: BoundGrid) -> _Point:
         residual = self._true.weight - theta

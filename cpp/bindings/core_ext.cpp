@@ -107,12 +107,14 @@ template <class T> void bind(nb::module_& m) {
   }, nb::arg("matrix").noconvert(), "threads"_a, "Overwrite a symmetric positive definite matrix by its inverse.");
 
   m.def("admm", [](In<T> weight, In<T> inverse, Out<T> out, const Descriptor& support, std::size_t steps,
-                   bool bfloat16_products, std::size_t threads) {
-    const AdmmOptions options{support_of(support), steps, bfloat16_products, threads, check_signals};
+                   std::pair<double, double> relaxation, bool bfloat16_products, std::size_t threads) {
+    const AdmmOptions options{support_of(support), steps, relaxation.first, relaxation.second, bfloat16_products, threads,
+                              check_signals};
     const nb::gil_scoped_release unlocked;
     admm<T>(view(weight), view(inverse), options, view(out));
   }, nb::arg("weight").noconvert(), nb::arg("inverse").noconvert(), nb::arg("out").noconvert(),
-  "support"_a, nb::kw_only(), "steps"_a, "bfloat16"_a, "threads"_a, "Write the sparse end of a splitting run.");
+  "support"_a, nb::kw_only(), "steps"_a, "relaxation"_a, "bfloat16"_a, "threads"_a,
+  "Write the sparse end of a splitting run.");
 
   m.def("refit", [](In<T> weight, In<T> gram, In<bool> mask, Out<T> theta, std::size_t steps, std::size_t threads) {
     std::vector<double> objectives(weight.shape(0));

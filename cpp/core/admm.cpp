@@ -54,13 +54,19 @@ template <class T> class Splitting {
       const View<T> z = last ? out : View<T>{scratch.z.data(), weight.rows, weight.cols};
       project<T>(set_, {v, weight.rows, weight.cols}, z, first, scratch.project, hints.data());
       if (last) break;
-      advance(weight, z.data, scratch);
+      advance(weight, z.data, relaxation(step), scratch);
       if (thread == 0 && options_.checkpoint) options_.checkpoint();
     }
   }
 
-  // V <- V - Z + W - (W + V - 2 Z) rho (C + rho I)^-1.
-  void advance(View<const T> weight, const T* z, Scratch<T>& scratch) {
+  // Of the move behind a selection, step = 1, ..., steps - 1.
+  T relaxation(std::size_t step) const {
+    const double share = options_.steps > 2 ? static_cast<double>(step - 1) / static_cast<double>(options_.steps - 2) : 0;
+    return static_cast<T>(options_.first_relaxation + share * (options_.last_relaxation - options_.first_relaxation));
+  }
+
+  // V <- V + t (W - Z - (W + V - 2 Z) rho (C + rho I)^-1), t the relaxation.
+  void advance(View<const T> weight, const T* z, T relaxation, Scratch<T>& scratch) {
     T* v = scratch.v.data();
     T* argument = scratch.argument.data();
     T* moved = scratch.moved.data();
@@ -72,7 +78,7 @@ template <class T> class Splitting {
     } else {
       multiply<T>(argument, rows, d, exact_, moved, d, scratch.workspace);
     }
-    for (std::size_t j = 0; j < weight.size(); ++j) v[j] = v[j] - z[j] + w[j] - moved[j];
+    for (std::size_t j = 0; j < weight.size(); ++j) v[j] += relaxation * (w[j] - moved[j] - z[j]);
   }
 
   View<const T> weight_;

@@ -66,7 +66,7 @@ template <class T> Ends<T> search(const Layer<T>& layer, std::size_t k, std::siz
   const std::size_t rows = layer.rows, d = layer.d;
   const std::vector<T> inverse = proximal(layer);
   Ends<T> ends{std::vector<T>(rows * d), {}, {}, std::vector<double>(rows)};
-  const AdmmOptions options{RowSparse{{k}}, 5, bfloat16_products, threads, nullptr};
+  const AdmmOptions options{RowSparse{{k}}, 5, 2.0, 0.2, bfloat16_products, threads, nullptr};
   admm<T>({layer.weight.data(), rows, d}, {inverse.data(), d, d}, options, {ends.found.data(), rows, d});
   std::vector<std::uint8_t> mask(rows * d);
   for (std::size_t j = 0; j < mask.size(); ++j) mask[j] = ends.found[j] != 0;

@@ -9,7 +9,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from strategies import DTYPES, GRAM_KINDS, make_gram, make_weight, problems
 
-from awp_edge import LowRank, Problem, solve, theory
+from awp_edge import CompressSpec, LowRank, Problem, compress_layer, solve, theory
+from awp_edge.certificate import certify_layer, gram_facts
 
 SHAPE = (5, 7)
 RANKS = st.integers(0, 5)
@@ -120,3 +121,17 @@ def test_the_weights_matter() -> None:
     here, there = (make_gram(kind, 7, "float64", seed=1) for kind in ("samples", "ill scaled"))
     theta = solve(Problem(weight, there), LowRank(2), backend="numpy").theta
     assert Problem(weight, here).objective(theta) > 1.05 * theory.low_rank_optimum(weight, here, 2)
+
+
+def test_the_certificate_knows_how_far_the_plain_svd_is_from_it() -> None:
+    weight, gram = (
+        make_weight("normal", (48, 64), "float64", seed=0),
+        make_gram("spiked", 64, "float64", seed=1),
+    )
+    best = theory.low_rank_optimum(weight, gram, 8)
+    for method in ("svd", "asvd"):
+        spec = CompressSpec(method=method, rank=8)
+        result = compress_layer(weight, gram, spec)
+        found = certify_layer(weight, result, facts=gram_facts(gram), spec=spec)
+        assert found.at_most == pytest.approx(result.objective / best, rel=1e-6)
+        assert (found.at_most > 1.2) == (method == "svd")

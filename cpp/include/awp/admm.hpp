@@ -12,12 +12,13 @@ namespace awp {
 struct AdmmOptions {
   Support support;
   std::size_t steps;                 // selections made; one product less
+  double first_relaxation, last_relaxation;  // the length of the first and of the last move, in between by equal parts
   bool bfloat16_products;            // rounds the operands of float32 products
   std::size_t threads;
   std::function<void()> checkpoint;  // called by the calling thread after its steps; may throw to stop the run
 };
 
-// Runs V <- V - P(V) + prox_f(2 P(V) - V) from V = W, with prox_f(Y) = W - (W - Y) rho (C + rho I)^-1, P the projection
+// Runs V <- V + t (prox_f(2 P(V) - V) - P(V)) from V = W, t the relaxation, with prox_f(Y) = W - (W - Y) rho (C + rho I)^-1, P the projection
 // onto the support, and writes the last P(V).
 // inverse: rho (C + rho I)^-1, symmetric (d_in, d_in).
 template <class T>
