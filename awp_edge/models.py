@@ -46,6 +46,8 @@ class ModelFolder:
         if not (self.path / "config.json").is_file():
             raise AwpError(f"{self.path} has no config.json; give the folder of a Hugging Face model")
         self.config: dict[str, Any] = read_json(self.path / "config.json")
+        if (self.path / "blocks").is_dir() and (self.path / "manifest.json").is_file():
+            raise AwpError(f"{self.path} is compressed already; give the model it was made from")
         self._files = self._open()
 
     @property

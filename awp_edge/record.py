@@ -43,7 +43,7 @@ Progress = Callable[[Event], None]
 class CompressSummary:
     """Return what a run did; `layers` holds every layer's name, relative_error, iterations, seconds and certificate.
 
-    spec: the options of `CompressSpec` as the layers settled them.
+    spec: the options of `CompressSpec` as the layers settled them.  calibration: as in the manifest.
     """
 
     out: Path
@@ -55,6 +55,7 @@ class CompressSummary:
     solve_seconds: float
     peak_memory_bytes: int
     layers: tuple[Mapping[str, Any], ...]
+    calibration: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -115,6 +116,7 @@ def summary_of(out: Path, manifest: Mapping[str, Any], report: Mapping[str, Any]
         solve_seconds=report["stages"].get("solve", 0.0),
         peak_memory_bytes=report["peak_memory_bytes"],
         layers=layers,
+        calibration=manifest["calibration"],
     )
 
 

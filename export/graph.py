@@ -76,7 +76,7 @@ def _builder_failure(stderr: str) -> str:
         return "no space left on the disk for the float graph; free some space"
     if "ModuleNotFoundError" in last:
         return f"the model builder of onnxruntime-genai needs more packages ({last}); pip install 'awp-edge[export]'"
-    return f"the model builder of onnxruntime-genai failed: {last[:300]}"
+    return f"the model builder of onnxruntime-genai failed: {last[:300]}; use --format hf"
 
 
 def constant_matmuls(model: ir.Model) -> list[ir.Node]:

@@ -60,10 +60,10 @@ class ExportOptions:
                 raise UsageError(
                     f"{name.replace('_', ' ')} {getattr(self, name)!r} is not offered: choose one of {given}"
                 )
-        if self.operator_library is not None and not self.operator_library.is_file():
-            raise UsageError(f"operator library {self.operator_library} is not a file")
         if self.format == "hf":
             self._require_plain()
+        if self.operator_library is not None:
+            _require_operators(self.operator_library)
 
     def _require_plain(self) -> None:
         """Refuse what only a graph has: the Hugging Face format holds every weight as a plain number."""
@@ -74,6 +74,18 @@ class ExportOptions:
         named = ", ".join(option for option, given in useless.items() if given)
         if named:
             raise UsageError(f"--format hf stores plain weights, which {named} cannot change: leave it out")
+
+
+def _require_operators(library: Path) -> None:
+    if not library.is_file():
+        raise UsageError(f"operator library {library} is not a file")
+    code = library.read_bytes()
+    if (
+        not code.startswith(b"\x7fELF")
+        or b"RegisterCustomOps" not in code
+        or b"SparseMatMulNBits" not in code
+    ):
+        raise UsageError(f"{library} is not an operator library: give the libawp_edge_ops.so of a build")
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,9 @@ def export_model(compressed: str | Path, out: str | Path, options: ExportOptions
     if options.format == "genai":
         _refuse_unsupported(source)
         source.check_groups()
+    if source.compressed is not None:
+        say("comparing the files with their hashes")
+        source.compressed.verify()
     with _partial_folder(target) as partial:
         if options.format == "hf":
             say("writing the Hugging Face folder")

@@ -213,6 +213,13 @@ def test_models_that_cannot_be_streamed_say_so(folders, tmp_path):
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
     with pytest.raises(AwpError, match="encoder-decoder"):
         Skeleton(ModelFolder(tmp_path / "t5"))
+    config = transformers.MixtralConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, num_local_experts=2,
+    )  # fmt: skip
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "mixtral")
+    with pytest.raises(AwpError, match="a mixture of 2 experts"):
+        Skeleton(ModelFolder(tmp_path / "mixtral"))
     tiny_models.rename(
         tiny_models.build("llama", tmp_path / "lacking"), lambda name: name.replace("layers.2", "layers.9")
     )

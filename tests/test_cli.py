@@ -290,3 +290,58 @@ def test_the_readme_example_runs(tmp_path):
     ).stdout
     error, zeros, dtype = out.split()
     assert 0 < float(error) < 0.3 and float(zeros) == pytest.approx(0.5, abs=0.05) and dtype == "uint8"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "expected"),
+    [
+        (("--calibration", "nowhere.txt"), 1, "cannot read nowhere.txt"),
+        (("--calibration", "C4"), 2, "text comes from self, c4"),
+        (("--token-weights", "best"), 2, "--token-weights is uniform, norm, loss, not 'best'"),
+        (("--statistics", "set", "--sequential"), 2, "it does not go with --sequential"),
+        (("--seed", -1), 2, "--seed must be 0 or more, got -1"),
+    ],
+)
+def test_plan_and_compress_refuse_the_same_at_once(road, tmp_path, options, code, expected):
+    folder, *_ = road
+    for command in (("plan", folder / "model"), ("compress", folder / "model", tmp_path / "out")):
+        assert expected in awp_edge(*command, "--bits", 4, *options).refused(code=code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_looks_for_its_calibration_before_it_evaluates(road, tmp_path):
+    folder, *_ = road
+    run = awp_edge("table", "quantization", folder / "model", "--text", folder / "text.txt", "--out", tmp_path / "t",
+                   "--calibration", "nowhere.txt", "--seq-len", 64)  # fmt: skip
+    assert "cannot read nowhere.txt" in run.refused() and "evaluating" not in run.err
+
+
+def test_folders_of_another_kind_are_refused(road, tmp_path):
+    folder, *_ = road
+    line = awp_edge("plan", folder / "small", "--bits", 4).refused()
+    assert "small is compressed already; give the model it was made from" in line
+    before = tree(folder / "model")
+    line = awp_edge("compress", folder / "model", tmp_path / "out", "--bits", 4, "--statistics", folder / "model",
+                    "--calibration", folder / "text.txt", *CALIBRATION).refused()  # fmt: skip
+    assert "which is no statistics; give an empty --statistics folder" in line
+    assert tree(folder / "model") == before and not (tmp_path / "out").exists()
+
+
+def test_a_text_that_fills_fewer_windows_is_noted(road, tmp_path):
+    folder, *_ = road
+    done = succeeded("compress", folder / "model", tmp_path / "out", "--bits", 4, "--method", "rtn",
+                     "--calibration", folder / "text.txt", "--samples", 500, "--seq-len", 64)  # fmt: skip
+    assert re.search(
+        r"^note: the calibration text fills \d+ of the 500 windows asked for$", done.out, re.MULTILINE
+    )
+
+
+def test_a_changed_bit_is_found_before_the_export(road, tmp_path):
+    folder, *_ = road
+    small = shutil.copytree(folder / "small", tmp_path / "small")
+    block = small / "blocks" / "block-001.safetensors"
+    content = bytearray(block.read_bytes())
+    content[-1] ^= 1
+    block.write_bytes(content)
+    assert "block-001.safetensors" in awp_edge("export", small, tmp_path / "edge").refused()
+    assert not (tmp_path / "edge").exists()

@@ -119,7 +119,7 @@ def test_auto_is_sparse_and_int8_inputs_are_the_reference(source: Path, tmp_path
 
 def test_a_library_for_another_processor(source: Path, tmp_path: Path) -> None:
     other = tmp_path / "libother.so"
-    other.write_bytes(b"for another processor")
+    other.write_bytes(b"\x7fELF RegisterCustomOps SparseMatMulNBits of another processor")
     options = ExportOptions(operator_library=other)
     summary = export_model(source, tmp_path / "edge", options)
     assert (summary.folder / library.LIBRARY).read_bytes() == other.read_bytes()
@@ -127,6 +127,11 @@ def test_a_library_for_another_processor(source: Path, tmp_path: Path) -> None:
     assert EdgeModel(summary.folder).manifest["agreement"]["kl"] == summary.agreement.kl
     with pytest.raises(AwpError, match=r"ONNX Runtime cannot open .*libawp_edge_ops"):
         list(EdgeModel(summary.folder).logits([1]))
+    (tmp_path / "note.txt").write_text("no library")
+    with pytest.raises(
+        UsageError, match=r"note\.txt is not an operator library: give the libawp_edge_ops\.so"
+    ):
+        ExportOptions(operator_library=tmp_path / "note.txt")
     with pytest.raises(UsageError, match="is not a file"):
         ExportOptions(operator_library=tmp_path / "missing.so")
     with pytest.raises(UsageError, match="for sparse weights and these are stored dense: leave it out"):

@@ -125,10 +125,13 @@ class Skeleton:
         return linears
 
 
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
 def meta_model(folder: ModelFolder) -> Any:
     """Build the model of a folder on the meta device: no memory, no random numbers.
 
-    Raises: AwpError for an architecture that transformers does not know, or an encoder-decoder.
+    Raises: AwpError for an architecture that transformers does not know, an encoder-decoder or a mixture of experts.
     """
     import transformers
 
@@ -142,6 +145,12 @@ def meta_model(folder: ModelFolder) -> Any:
     if getattr(config, "is_encoder_decoder", False):
         raise AwpError(
             f"{folder.architecture} is an encoder-decoder; only single stacks of blocks are supported"
+        )
+    experts = next((n for key in _EXPERT_KEYS if (n := getattr(config.get_text_config(), key, None))), 0)
+    if experts > 1:
+        raise AwpError(
+            f"{folder.architecture} is a mixture of {experts} experts, which transformers keeps as no linear layers; "
+            "only dense models are supported"
         )
     config.use_cache = False
     with torch.device("meta"):

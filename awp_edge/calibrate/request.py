@@ -16,6 +16,7 @@ from ..errors import AwpError, UsageError
 from ..models import ModelFolder
 from ..storage import atomic_file, file_sha256
 from .saved import SavedStatistics, SavingStatistics, has_statistics, require_claimable, saved_calibration
+from .text import DATASETS, read_text, token_windows
 
 if TYPE_CHECKING:
     from .stream import BlockStream
@@ -38,7 +39,7 @@ class CalibrationRequest:
     Args:
         source: "self", "c4", "wikitext2", or a .txt or .jsonl file.
         samples, seq_len: windows and tokens in each; None takes 64 x 2048, for self 16 x 1024, capped by the model.
-        seed: draws the windows, or the text of self; None takes the first windows, for self seed 0.
+        seed: 0 or more; draws the windows, or the text of self; None takes the first windows, for self seed 0.
         order: "sequential" or "one-shot".
         products: of the Gram matrices, "float32" or "bfloat16".
         token_weights: of the Gram matrices: "uniform", "norm" for 1 / ||x||^2, or "loss", where half of the total
@@ -58,6 +59,21 @@ class CalibrationRequest:
     threads: int | None = None
     statistics: Path | None = None
     token_weights: str = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"--seed must be 0 or more, got {self.seed}")
+
+    def check(self) -> None:
+        """Raise UsageError for options that do not go together, AwpError for a file that cannot be read."""
+        if self.order not in ("sequential", "one-shot"):
+            raise UsageError(f"the order of calibration is sequential or one-shot, not {self.order!r}")
+        if self.token_weights not in TOKEN_WEIGHTS:
+            raise UsageError(f"--token-weights is {', '.join(TOKEN_WEIGHTS)}, not {self.token_weights!r}")
+        if self.statistics is not None and self.order != "one-shot":
+            raise UsageError("--statistics keeps one-shot statistics; it does not go with --sequential")
+        if self.source not in (SELF, *DATASETS):
+            read_text(Path(self.source))
 
     def sized(self, folder: ModelFolder) -> CalibrationRequest:
         """Fill in samples and seq_len. Raises: UsageError where seq_len exceeds what the model can take."""
@@ -99,14 +115,9 @@ def open_statistics(
     """
     say = progress or (lambda message: None)
     asked = request.sized(folder)
-    if asked.order not in ("sequential", "one-shot"):
-        raise UsageError(f"the order of calibration is sequential or one-shot, not {asked.order!r}")
-    if asked.token_weights not in TOKEN_WEIGHTS:
-        raise UsageError(f"--token-weights is {', '.join(TOKEN_WEIGHTS)}, not {asked.token_weights!r}")
+    asked.check()
     if asked.statistics is None:
         return _stream(folder, asked, state, say=say)
-    if asked.order != "one-shot":
-        raise UsageError("--statistics keeps one-shot statistics; it does not go with --sequential")
     if has_statistics(asked.statistics):
         say(f"statistics from {asked.statistics}")
         return SavedStatistics(folder, asked.statistics, skip=asked.skip, asked=_identity(asked))
@@ -182,7 +193,6 @@ def _sampled(folder: ModelFolder, asked: CalibrationRequest, *, say: Progress) -
 
 
 def _from_text(folder: ModelFolder, asked: CalibrationRequest, *, say: Progress) -> Tokens:
-    from .text import token_windows
     from .tokenizer import load_tokenizer
 
     assert asked.samples is not None and asked.seq_len is not None

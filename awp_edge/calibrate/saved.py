@@ -60,8 +60,13 @@ def saved_calibration(directory: Path) -> Mapping[str, Any]:
 
 
 def require_claimable(directory: Path) -> None:
-    """Raise AwpError where a folder has files of the kind, and nothing says of what model and calibration."""
+    """Raise AwpError where a folder has other files, or some of the kind and nothing says of what calibration."""
     left = _files(directory)
+    others = sorted(set(directory.iterdir()) - set(left)) if directory.is_dir() else []
+    if others and not (directory / UNFINISHED_FILE).is_file():
+        raise AwpError(
+            f"{directory} has {others[0].name}, which is no statistics; give an empty --statistics folder"
+        )
     if left and not (directory / UNFINISHED_FILE).is_file():
         raise AwpError(
             f"{directory} has {left[0].name} of an unknown calibration; give an empty --statistics folder"

@@ -18,4 +18,7 @@ def load_tokenizer(folder: Path) -> Any:
         Exception
     ) as error:  # broken files surface as anything from KeyError to the Rust library's own class
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise AwpError(f"{folder} has no tokenizer that can be read: {lines[0]}") from None
+        raise AwpError(
+            f"{folder} has no tokenizer that can be read ({lines[0].rstrip(' :')}): copy the tokenizer files of the "
+            "model into it"
+        ) from None

@@ -152,6 +152,7 @@ class SpecChoice(Options):
         if self.max_memory is not None and not self.max_memory > 0:
             raise UsageError(f"--max-memory must be positive, got {self.max_memory:g}")
         asked = self.request()
+        asked.check()
         spec = CompressSpec(
             method=self.method,
             sparsity=self.sparsity,
@@ -301,6 +302,9 @@ def _summary_lines(summary: CompressSummary) -> list[str]:
             ("peak memory", size(summary.peak_memory_bytes)),
         ]
     )
+    asked, used = (summary.calibration.get(key) for key in ("samples", "windows"))
+    if asked is not None and used is not None and used < asked:
+        lines.append(f"note: the calibration text fills {used} of the {asked} windows asked for")
     if summary.sparsity > 0.01 and not spec.sparse_export:
         lines.append(ZEROS_NOTE)
     return lines

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..calibrate.request import CalibrationRequest
 from ..calibrate.saved import SavedStatistics
 from ..calibrate.text import read_text
 from ..convergence import convergence
@@ -130,6 +131,10 @@ def table(options: TableChoice) -> Outcome:
             choice=choice,
         )
     )
+    if not options.statistics:
+        CalibrationRequest(
+            options.calibration, token_weights=options.token_weights
+        ).check()  # before hours of rows
     run = _Run(options, open_texts(options.text, options.windows), subsets_of(options))
     result = run.measure(rows)
     plots = [str(file) for file in draw(result, options.out)]
