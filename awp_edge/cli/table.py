@@ -131,11 +131,10 @@ def table(options: TableChoice) -> Outcome:
             choice=choice,
         )
     )
-    if not options.statistics:
-        CalibrationRequest(
-            options.calibration, token_weights=options.token_weights
-        ).check()  # before hours of rows
-    run = _Run(options, open_texts(options.text, options.windows), subsets_of(options))
+    texts = open_texts(options.text, options.windows)
+    if not options.statistics:  # before hours of rows
+        CalibrationRequest(options.calibration, token_weights=options.token_weights).check()
+    run = _Run(options, texts, subsets_of(options))
     result = run.measure(rows)
     plots = [str(file) for file in draw(result, options.out)]
     return Outcome({**result, "plots": plots}, [*markdown(result).splitlines(), *plots])
