@@ -195,6 +195,8 @@ def certify_layer(
 
 def _rank_bound(weight: Array, result: Result, constraint: LowRank, *, facts: GramFacts) -> tuple[float, str]:
     """Return the share of f that no weight of the rank avoids: the optimum is known for the whole matrix (T09)."""
+    if len(facts.gram) > MAX_INPUTS:
+        return 0.0, "none"
     residual = weight.astype(np.float64) - result.theta
     found = half_inner(residual, residual @ facts.gram)
     return (

@@ -65,7 +65,10 @@ def test_damping_is_a_share_of_every_energy_added_to_c() -> None:
         compress_layer(p.weight, p.gram, CompressSpec(sparsity=0.5, damping=damping)).theta
         for p, damping in ((problem, 0.1), (seen, 0.0))
     )
-    np.testing.assert_allclose(given, added, rtol=1e-9, atol=1e-12)  # but for the floor that 0 has
+    np.testing.assert_array_equal(given != 0, added != 0)
+    np.testing.assert_allclose(
+        given, added, rtol=1e-9, atol=0
+    )  # but for the few roundings that a damping of 0 has
 
 
 @pytest.mark.parametrize("spec", [{"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.8}])

@@ -29,11 +29,8 @@ def sparsegpt(problem: Problem, constraint: Sparse, *, engine: Backend, damping:
     Source: Frantar and Alistarh, SparseGPT (ICML 2023), Algorithm 1 and section 3.4 (joint with a grid).
     """
     order = np.arange(problem.shape[1])
-    block = (
-        max(1, BLOCK // constraint.support.m) * constraint.support.m
-        if isinstance(constraint.support, NM)
-        else BLOCK
-    )
+    width = _chosen_at_once(constraint.support)
+    block = max(1, BLOCK // width) * width  # all corrections have reached a column when its mask is chosen
     sweep = Sweep(order, inverse_factor(problem, order, damping=damping), block)
     masks = _Masks(
         constraint.support, sweep.upper.diagonal()[:, None], np.zeros(problem.shape[::-1], np.bool_)
@@ -45,6 +42,11 @@ def sparsegpt(problem: Problem, constraint: Sparse, *, engine: Backend, damping:
         return np.where(masks.chosen[j], rounded(z[j], j), z.dtype.type(0)) + z.dtype.type(0)
 
     return sweep.run(problem.weight, settle, engine=engine)
+
+
+def _chosen_at_once(support: Support) -> int:
+    """Return how many columns' masks are chosen together."""
+    return support.m if isinstance(support, NM) else BLOCK
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class _Masks:
 
     def reach(self, z: Array, j: int, *, engine: Backend) -> None:
         """Choose the mask of the block that begins at column j, if one does."""
-        step = self.support.m if isinstance(self.support, NM) else BLOCK
+        step = _chosen_at_once(self.support)
         if j % step:
             return
         block = slice(j, j + step)

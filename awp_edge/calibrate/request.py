@@ -16,7 +16,7 @@ from ..errors import AwpError, UsageError
 from ..models import ModelFolder
 from ..storage import atomic_file, file_sha256
 from .saved import SavedStatistics, SavingStatistics, has_statistics, require_claimable, saved_calibration
-from .text import DATASETS, read_text, token_windows
+from .text import DATASETS, require_readable, token_windows
 
 if TYPE_CHECKING:
     from .stream import BlockStream
@@ -73,7 +73,7 @@ class CalibrationRequest:
         if self.statistics is not None and self.order != "one-shot":
             raise UsageError("--statistics keeps one-shot statistics; it does not go with --sequential")
         if self.source not in (SELF, *DATASETS):
-            read_text(Path(self.source))
+            require_readable(Path(self.source))
 
     def sized(self, folder: ModelFolder) -> CalibrationRequest:
         """Fill in samples and seq_len. Raises: UsageError where seq_len exceeds what the model can take."""

@@ -58,13 +58,22 @@ def token_windows(
     return windows[:samples]
 
 
+def require_readable(path: Path) -> None:
+    """Raise UsageError for another kind of file, AwpError where it cannot be opened; nothing of it is read."""
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UsageError(f"text comes from self, {', '.join(DATASETS)}, or a .txt or .jsonl file, not {path}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise AwpError(f"cannot read {path}: {error.strerror or error}") from None
+
+
 def read_text(path: Path) -> str:
     """Read a .txt file as it is, or the documents of a .jsonl file joined with blank lines.
 
     Raises: UsageError for another kind of file; AwpError where it is missing, not UTF-8, or a line is not a document.
     """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UsageError(f"text comes from self, {', '.join(DATASETS)}, or a .txt or .jsonl file, not {path}")
+    require_readable(path)
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:

@@ -26,6 +26,7 @@ from awp_edge.lower_bound import (
 )
 from awp_edge.methods import CompressSpec, compress_layer
 from awp_edge.solvers.base import Result, Stop
+from awp_edge.solvers.quantize import MASKED_DAMPING
 
 D = 8
 KINDS = tuple(kind for kind in ORDINARY if kind != "scales")
@@ -240,17 +241,26 @@ def test_codes_are_certified_where_their_grid_is(name: str) -> None:
     assert found.bound_for == ("codes at these scales" if name == "scales" else "support")
 
 
-def test_coordinate_descent_on_blocks_leaves_little_to_gain() -> None:
-    found, *_ = certified(CompressSpec(bits=4, **TURNED["blocks"]))
-    assert found.coordinate_gain < 0.01 and found.descent_gain < 0.01  # it descends f of a damped C
+def test_coordinate_descent_on_blocks_leaves_nothing_to_gain() -> None:
+    spec, problem = CompressSpec(bits=4, **TURNED["blocks"]), turned_layer()
+    result = compress_layer(problem.weight, problem.gram, spec, backend="numpy")
+    descended = gram_facts(problem.damped(MASKED_DAMPING).gram)
+    found = certify_layer(problem.weight, result, facts=descended, spec=spec)
+    assert found.coordinate_gain == pytest.approx(0, abs=1e-6)
+    assert found.descent_gain == pytest.approx(0, abs=1e-6)
 
 
-def certified(spec: CompressSpec) -> tuple[Certificate, Result, float]:
-    """Return a layer's certificate, its result and the least f that one changed code in every row reaches."""
+def turned_layer() -> Problem:
     weight, gram = (
         make_weight("normal", (3, 128), "float32", seed=2),
         make_gram("samples", 128, "float32", seed=2),
     )
+    return Problem(weight, gram)
+
+
+def certified(spec: CompressSpec) -> tuple[Certificate, Result, float]:
+    """Return a layer's certificate, its result and the least f that one changed code in every row reaches."""
+    weight, gram = turned_layer().weight, turned_layer().gram
     result = compress_layer(weight, gram, spec, backend="numpy")
     found = certify_layer(weight, result, facts=gram_facts(gram), spec=spec)
     parts, best = result.encoding, np.full(3, np.inf)
