@@ -22,11 +22,12 @@ struct Weights {
   const std::uint16_t* scales;   // [tiles][groups][16], float16
   const std::uint64_t* zeros;    // [tiles][groups], nibble r of row r; null: 8 everywhere
   const std::uint64_t* offsets;  // [tiles + 1], a tile's first code; null: every block keeps `kept`
-  std::size_t rows, inputs, group, kept;
+  std::size_t rows, inputs, group, kept;  // group: kBlock or 2 kBlock
 
   AWP_INLINE std::size_t tiles() const { return (rows + kTile - 1) / kTile; }
   AWP_INLINE std::size_t blocks() const { return inputs / kBlock; }
-  AWP_INLINE std::size_t groups() const { return inputs / group; }
+  // Without a division, which the kernels would wait for in every group.
+  AWP_INLINE std::size_t groups() const { return group == kBlock ? blocks() : blocks() / 2; }
   // The codes of a tile where every block keeps the same number.
   AWP_INLINE std::size_t tile_bytes() const { return kTile * (blocks() / 2 * kept + blocks() % 2 * ((kept + 1) / 2)); }
   AWP_INLINE const std::uint8_t* tile_codes(std::size_t tile) const {

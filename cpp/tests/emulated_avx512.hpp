@@ -239,6 +239,12 @@ inline __m512i _mm512_sub_epi8(__m512i a, __m512i b) {
 inline __m512i _mm512_adds_epi8(__m512i a, __m512i b) {
   return emulated::pairwise<std::int8_t>(a, b, [](int x, int y) { return std::clamp(x + y, -128, 127); });
 }
+inline __m512i _mm512_subs_epi8(__m512i a, __m512i b) {
+  return emulated::pairwise<std::int8_t>(a, b, [](int x, int y) { return std::clamp(x - y, -128, 127); });
+}
+inline __m512i _mm512_adds_epu8(__m512i a, __m512i b) {
+  return emulated::pairwise<std::uint8_t>(a, b, [](int x, int y) { return std::min(x + y, 255); });
+}
 inline __m512i _mm512_add_epi16(__m512i a, __m512i b) {
   return emulated::pairwise<std::uint16_t>(a, b, [](int x, int y) { return x + y; });
 }
