@@ -5,8 +5,9 @@
 FOLDER` a sparse edge folder beside the same model with dense INT4 layers, in onnxruntime-genai.
 
 Matrix-vector products are streamed over at least 1 GB of copies, so that caches hold none of them, or repeated on one
-copy ("resident"); prefill is 512 rows. Both sides run in ONNX Runtime with the same threads. Beside them: the limits of
-this machine that a sparse product cannot exceed, reading memory and expanding weights that lie in the cache.
+copy ("resident"); prefill is 512 rows. Both sides run in ONNX Runtime with the same threads, and take turns. Beside
+them: the limits of this machine that a sparse product cannot exceed, reading memory and expanding weights that lie in
+the cache.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from common import RESULTS, machine, write
 from onnx import TensorProto, helper
 
 SHAPES = ((576, 1536), (1536, 576), (4096, 4096), (4096, 11008))
-PREFILL = 512
+PREFILL, RESIDENT = 512, 64
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def session(operator: Operator, folder: Path, *, copies: int, nodes: int, thread
             for name, array in operator.constants.items():
                 offset += file.write(bytes(-offset % 4096))
                 tensors.append(_external(f"{name}{copy}", array, offset))
-                offset += file.write(np.ascontiguousarray(array).data)
+                offset += file.write(_marked(array, copy).data)
     domain = "awp_edge" if operator.kind == "SparseMatMulNBits" else "com.microsoft"
     made = []
     for i in range(nodes):
@@ -110,8 +112,18 @@ def session(operator: Operator, folder: Path, *, copies: int, nodes: int, thread
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # The others take turns with this one: its threads must not spin on while they are timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.register_custom_ops_library(str(library.require_library()))
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _marked(array: np.ndarray, copy: int) -> np.ndarray:
+    """Return the array with the copy's number in its first bytes: ONNX Runtime keeps equal packed weights once."""
+    marked = np.array(array, order="C")
+    if marked.dtype == np.uint8:
+        marked.reshape(-1)[:2] = copy % 256, copy // 256
+    return marked
 
 
 def _external(name: str, array: np.ndarray, offset: int) -> Any:
@@ -122,15 +134,19 @@ def _external(name: str, array: np.ndarray, offset: int) -> Any:
     return tensor
 
 
-def median_seconds(call: Callable[[], object], *, runs: int) -> float:
-    """Return the median time of several calls after one that is not timed."""
-    call()
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def alternating_seconds(calls: Sequence[Callable[[], object]], *, runs: int) -> list[float]:
+    """Return every call's median time, taken in turns after one round that is not timed.
+
+    A machine whose speed changes from minute to minute changes it for all of them.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(runs + 1):
+        for call, taken in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            if turn:
+                taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
 
 
 @dataclass(frozen=True)
@@ -142,31 +158,50 @@ class Settings:
     stream_bytes: int
 
 
-def measure(operator: Operator, settings: Settings) -> dict[str, Any]:
-    """Return seconds of one product, streamed, resident and for 512 rows."""
-    shape = operator.attributes["N"], operator.attributes["K"]
-    one = np.random.default_rng(1).standard_normal((1, shape[1])).astype(np.float32)
-    many = np.random.default_rng(1).standard_normal((PREFILL, shape[1])).astype(np.float32)
-    copies = max(2, -(-settings.stream_bytes // operator.n_bytes))
-    row: dict[str, Any] = {"operator": operator.name, "shape": list(shape), "bytes": operator.n_bytes}
+def measure(operators: Sequence[Operator], settings: Settings) -> list[dict[str, Any]]:
+    """Return seconds of one product by every operator of one shape: streamed, resident and for 512 rows.
+
+    Dense operators take turns with each other, every sparse one with the fastest of them, which its speed-up refers to.
+    """
+    rivals = [operator for operator in operators if operator.kind == "MatMulNBits"]
+    rows = [
+        {"operator": o.name, "shape": [o.attributes["N"], o.attributes["K"]], "bytes": o.n_bytes}
+        for o in operators
+    ]
+    for what in ("streamed", "resident", "prefill"):
+        taken = products(rivals, what, settings)
+        fastest = min(taken)
+        speedups = [fastest / one for one in taken]
+        for operator in operators[len(rivals) :]:
+            dense_one, sparse_one = products([rivals[taken.index(fastest)], operator], what, settings)
+            taken.append(sparse_one)
+            speedups.append(dense_one / sparse_one)
+        for row, one, speedup in zip(rows, taken, speedups, strict=True):
+            row |= {f"{what}_us": 1e6 * one, f"{what}_speedup": speedup}
+    for row in rows:
+        row["streamed_gweights"] = 1e-3 * row["shape"][0] * row["shape"][1] / row["streamed_us"]
+        row["streamed_gb_s"] = 1e-3 * row["bytes"] / row["streamed_us"]
+        row["resident_gweights"] = 1e-3 * row["shape"][0] * row["shape"][1] / row["resident_us"]
+    return rows
+
+
+def products(operators: Sequence[Operator], what: str, settings: Settings) -> list[float]:
+    """Return seconds of a product by every operator, all of them in turns."""
+    tokens = PREFILL if what == "prefill" else 1
+    inputs = (
+        np.random.default_rng(1).standard_normal((tokens, operators[0].attributes["K"])).astype(np.float32)
+    )
+    calls, nodes = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        made = session(operator, Path(scratch), copies=copies, nodes=copies, threads=settings.threads)
-        row["streamed_us"] = (
-            1e6 * median_seconds(lambda: made.run(None, {"a": one}), runs=settings.runs) / copies
-        )
-        del made
-        repeats = 16
-        made = session(operator, Path(scratch), copies=1, nodes=repeats, threads=settings.threads)
-        row["resident_us"] = (
-            1e6 * median_seconds(lambda: made.run(None, {"a": one}), runs=settings.runs) / repeats
-        )
-        del made
-        made = session(operator, Path(scratch), copies=1, nodes=1, threads=settings.threads)
-        row["prefill_us"] = 1e6 * median_seconds(lambda: made.run(None, {"a": many}), runs=settings.runs)
-    row["streamed_gweights"] = 1e-3 * shape[0] * shape[1] / row["streamed_us"]
-    row["streamed_gb_s"] = 1e-3 * operator.n_bytes / row["streamed_us"]
-    row["resident_gweights"] = 1e-3 * shape[0] * shape[1] / row["resident_us"]
-    return row
+        for i, operator in enumerate(operators):
+            copies = max(2, -(-settings.stream_bytes // operator.n_bytes)) if what == "streamed" else 1
+            nodes.append(RESIDENT if what == "resident" else copies)
+            folder = Path(scratch) / str(i)
+            folder.mkdir()
+            made = session(operator, folder, copies=copies, nodes=nodes[-1], threads=settings.threads)
+            calls.append(partial(made.run, None, {"a": inputs}))
+        taken = alternating_seconds(calls, runs=settings.runs)
+    return [whole / n for whole, n in zip(taken, nodes, strict=True)]
 
 
 def operators(shape: tuple[int, int], *, quick: bool) -> list[Operator]:
@@ -175,14 +210,6 @@ def operators(shape: tuple[int, int], *, quick: bool) -> list[Operator]:
     made = [dense(shape, group=group) for group in (*groups, 32)]
     kept = (32,) if quick else (32, 24, 16, -1)
     return made + [sparse(shape, kept=k, group=groups[0]) for k in kept]
-
-
-def compare(rows: list[dict[str, Any]]) -> None:
-    """Add to every sparse row how much faster it is than the best dense one."""
-    rivals = [row for row in rows if row["operator"].startswith("dense")]
-    for row in rows:
-        for what in ("streamed", "resident", "prefill"):
-            row[f"{what}_speedup"] = min(r[f"{what}_us"] for r in rivals) / row[f"{what}_us"]
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -277,11 +304,9 @@ def main() -> None:
 
 def measured_shape(shape: tuple[int, int], settings: Settings, *, quick: bool) -> list[dict[str, Any]]:
     """Measure and print every operator of one shape."""
-    rows = []
-    for operator in operators(shape, quick=quick):
-        rows.append(measure(operator, settings))
-        print(describe(rows[-1]), flush=True)
-    compare(rows)
+    rows = measure(operators(shape, quick=quick), settings)
+    for row in rows:
+        print(describe(row), flush=True)
     for row in rows:
         print(f"  {row['operator']}: streamed {row['streamed_speedup']:.2f}x, resident "
               f"{row['resident_speedup']:.2f}x, prefill {row['prefill_speedup']:.2f}x")  # fmt: skip
