@@ -22,6 +22,8 @@ LAYERS = {
     "32/64, wide groups": dict(shape=(48, 512), group=128),
     "16/64": dict(shape=(16, 384), kept=16),
     "24/64, wide groups": dict(shape=(20, 256), kept=24, group=128),
+    "40/64, wide groups": dict(shape=(33, 256), kept=40, group=128),
+    "52/64, odd blocks": dict(shape=(24, 320), kept=52),
     "row-sparse": dict(shape=(40, 320), kept=None, turned=False),
     "row-sparse, wide groups": dict(shape=(16, 256), kept=None, turned=False, group=128),
     "one block": dict(shape=(5, 64), kept=31),
