@@ -1,4 +1,4 @@
-// Sparse kernels beside a dense INT4 kernel of the same make, without a runtime; one JSON line per shape and count.
+// Sparse kernels beside a dense INT4 kernel of our own, without a runtime; one JSON line per shape and count.
 //   bench_sparse [isa [threads [gigabytes]]]
 // Products of one row, from the first and the second cache of every core and streamed over copies that no cache holds;
 // the dense kernel is AVX2 without VNNI, groups of 128 inputs with float16 scales and zero points, rows in the same tiles.
@@ -39,6 +39,7 @@ AWP_AVX2 void dense_tile(const std::uint8_t* codes, const std::uint16_t* scales,
       __m256i v[8];
       for (int row = 0; row < 8; ++row, codes += 64) {
         __m256i pairs = _mm256_setzero_si256();
+        _mm_prefetch(reinterpret_cast<const char*>(codes) + 2048, _MM_HINT_T0);  // as the sparse kernels do
         for (int part = 0; part < 2; ++part) {
           const __m256i packed = load(codes + 32 * part);
           pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(_mm256_and_si256(packed, nibble), a[2 * part]));

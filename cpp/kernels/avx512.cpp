@@ -1,7 +1,7 @@
 // AVX-512 that uses neither VBMI2 nor VNNI (Skylake, Cascade Lake). Products of one row of inputs are those of
-// avx2_ranks.inc with four rows at a time: a lane holds the 16 nibbles of a row's mask, and codes are looked up in as many
-// tables of 16 as a block may have. The expansion before a product of many rows is left to AVX2. Tests compile this file
-// against an emulation of the intrinsics.
+// avx2_ranks.inc with four rows at a time: a lane holds the 16 nibbles of a row's mask, and codes are looked up in as
+// many tables of 16 as a block needs. The expansion before a product of many rows is left to AVX2. Tests compile this
+// file against an emulation of the intrinsics.
 #if defined(AWP_EMULATED_INTRINSICS)
 #include AWP_EMULATED_INTRINSICS
 #else
@@ -86,8 +86,8 @@ template <std::size_t Tables> struct Codes {
   __m512i of[Tables];
 };
 
-// The codes of one bit of every nibble, from tables marked with the fill, or the fill. A table gives 0 for places that it
-// does not hold.
+// The codes of one bit of every nibble, from tables marked with the fill, or the fill. A table gives 0 for places that
+// it does not hold.
 template <std::size_t Tables>
 inline __m512i look_up(const Codes<Tables>& marked, __m512i before, __m512i place, __m512i fill) {
   const __m512i early = _mm512_shuffle_epi8(marked.of[0], _mm512_add_epi8(before, place));
@@ -131,7 +131,8 @@ inline __m512i sum_rows(const __m512i* v) {
 
 inline std::size_t count(std::uint64_t mask) { return static_cast<std::size_t>(__builtin_popcountll(mask)); }
 
-// Where the codes of eight rows of two blocks lie, or of one with two codes in order in a byte. Fixed: every block has as many.
+// Where the codes of eight rows of two blocks lie, or of one with two codes in order in a byte. Fixed: as many in every
+// block.
 template <bool Fixed> struct Rows {
   const std::uint8_t* codes;
   std::size_t stride = 0, most = 0;  // most: codes of one block
@@ -153,7 +154,7 @@ template <bool Fixed> struct Rows {
   }
 };
 
-// What two blocks of a tile share: their zero points and inputs, and the sums of every fourth of the rows.
+// What two blocks of a tile share: their zero points and inputs and, for every four rows, a register of sums.
 template <bool Wide> struct Pair {
   Fills fills[Wide ? 1 : 2];
   __m512i inputs[2][4], lanes[Wide ? 1 : 2][kTile / 4];
@@ -176,7 +177,7 @@ template <bool Wide> struct Pair {
 };
 
 // The odd last block: its codes lie two in order in a byte.
-template <bool Fixed>
+template <std::size_t Tables, bool Fixed>
 __m512 add_last(__m512 total, const Weights& w, std::size_t tile, const std::uint64_t* masks, const std::uint8_t* codes,
                 const Quantized& input) {
   const std::size_t block = w.blocks() - 1;
@@ -189,21 +190,20 @@ __m512 add_last(__m512 total, const Weights& w, std::size_t tile, const std::uin
     Ranks ranks[2];
     rank(masks + row, ranks);
     for (std::size_t i = 0; i < 2; ++i) {
-      Codes<4> all;
-      for (std::size_t half = 0; half < 2; ++half) {
-        const __m512i packed = rows.lanes(i, 16 * half);
+      Codes<Tables> all;
+      for (std::size_t table = 0; table < Tables; ++table) {
+        const __m512i packed = rows.lanes(i, table / 2 * 16);
         const __m512i even = low_nibbles(packed), odd = low_nibbles(_mm512_srli_epi16(packed, 4));
-        all.of[2 * half] = _mm512_unpacklo_epi8(even, odd);
-        all.of[2 * half + 1] = _mm512_unpackhi_epi8(even, odd);
+        all.of[table] = table % 2 == 0 ? _mm512_unpacklo_epi8(even, odd) : _mm512_unpackhi_epi8(even, odd);
       }
-      lanes[row / 4 + i] = end_run(zero(), products<4>(ranks[i], all, fill_lanes(fills, row + i), inputs));
+      lanes[row / 4 + i] = end_run(zero(), products<Tables>(ranks[i], all, fill_lanes(fills, row + i), inputs));
     }
     codes = rows.row(8);
   }
   return add_group(total, sum_rows(lanes), fills, w, tile, block, input);
 }
 
-// Tables of 16 codes that a block needs; 0: as many as its rows' masks ask for. Wide: two blocks a group.
+// Tables of 16 codes that a block needs; 0: from two on, what the masks of eight rows ask for. Wide: two blocks a group.
 template <std::size_t Tables, bool Wide>
 void decode_tile(const Weights& w, std::size_t tile, const Quantized& input, float* y) {
   constexpr bool kFixed = Tables != 0;
@@ -225,6 +225,8 @@ void decode_tile(const Weights& w, std::size_t tile, const Quantized& input, flo
       for (std::size_t i = 0; i < 2; ++i) fetch(masks + i * kTile + row);
       if (kFixed)
         pair.template multiply<kFixed ? Tables : 1>(ranks, rows, row);
+      else if (rows.most <= 32)
+        pair.template multiply<2>(ranks, rows, row);
       else if (rows.most <= 48)
         pair.template multiply<3>(ranks, rows, row);
       else
@@ -234,7 +236,7 @@ void decode_tile(const Weights& w, std::size_t tile, const Quantized& input, flo
     for (std::size_t i = 0; i < (Wide ? 1 : 2); ++i)
       total = add_group(total, sum_rows(pair.lanes[i]), pair.fills[i], w, tile, group + i, input);
   }
-  if (blocks % 2 != 0) total = add_last<kFixed>(total, w, tile, masks, codes, input);
+  if (blocks % 2 != 0) total = add_last<kFixed ? Tables : 4, kFixed>(total, w, tile, masks, codes, input);
   _mm512_storeu_ps(y, total);
 }
 

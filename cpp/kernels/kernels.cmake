@@ -56,7 +56,7 @@ if(AWP_BUILD_TESTS)
     add_test(NAME ${test} COMMAND test_${test})
   endforeach()
   if(TARGET test_sparse_emulated_avx512)
-    # It leaves some products to the AVX2 kernels, which are not emulated.
+    # It leaves inputs and the expansion of weights to the AVX2 kernels, which are not emulated.
     target_compile_definitions(test_sparse_emulated_avx512 PRIVATE AWP_CALLS_AVX2)
     set_tests_properties(sparse_emulated_avx512 PROPERTIES SKIP_RETURN_CODE 77)
   endif()

@@ -55,10 +55,13 @@ class Sample {
                static_cast<std::int64_t>(c.group), c.kept, nullptr, tiles * c.blocks * kTile, nullptr, 0,
                nullptr, tiles * groups * kTile, nullptr, 0, nullptr, 0};
     std::uint64_t* masks = make<std::uint64_t>(packed_.n_masks, c.at_start);
-    // Any number: at most 48, 49 or 64 in eight rows of two blocks, since kernels may have a shorter way for some.
-    const std::size_t most[] = {48, 49, 48, 64};
-    for (std::size_t i = 0; i < packed_.n_masks; ++i)
-      masks[i] = mask(c.kept >= 0 ? static_cast<std::size_t>(c.kept) : random_() % (most[i / 32 % 2 * 2 + i / 8 % 2] + 1));
+    // Any number up to a limit that eight rows of two blocks reach, since kernels may have a shorter way for some.
+    const std::size_t limits[] = {48, 49, 32, 64, 33};
+    for (std::size_t i = 0; i < packed_.n_masks; ++i) {
+      const std::size_t limit = limits[(i / 32 * 2 + i / 8 % 2) % 5];
+      const std::size_t any = i % 8 == 0 ? limit : random_() % (limit + 1);
+      masks[i] = mask(c.kept >= 0 ? static_cast<std::size_t>(c.kept) : any);
+    }
     packed_.masks = masks;
     std::vector<std::uint64_t> starts{0};
     for (std::size_t tile = 0; tile < tiles; ++tile) starts.push_back(starts.back() + bytes(masks, c.blocks, tile));
