@@ -1,7 +1,8 @@
 // Sparse kernels beside a dense INT4 kernel of our own, without a runtime; one JSON line per shape and count.
 //   bench_sparse [isa [threads [gigabytes]]]
-// Products of one row, from the first and the second cache of every core and streamed over copies that no cache holds;
-// the dense kernel is AVX2 without VNNI, groups of 128 inputs with float16 scales and zero points, rows in the same tiles.
+// Products of one row, from the first and the second cache of every core and streamed over copies that no cache holds,
+// all kernels in turns; the dense one is AVX2 without VNNI, groups of 128 inputs with float16 scales and zero points,
+// rows in the same tiles.
 // Rates in 1e9 weights a second, medians of 7; memory allows read_gb_s / bytes a weight.
 #include <immintrin.h>
 
@@ -10,6 +11,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <random>
 #include <thread>
 #include <vector>
@@ -77,26 +80,44 @@ struct Bench {
   std::size_t tiles() const { return rows / kTile; }
   std::size_t groups() const { return inputs / kGroup; }
 
-  // Median of 7 runs of work(copy, tile) over all copies, tiles shared among threads: 1e9 weights a second.
-  template <class Work> double rate(Work work) const {
-    std::vector<double> seconds;
-    for (int run = 0; run < 8; ++run) {
-      const auto start = std::chrono::steady_clock::now();
-      std::vector<std::thread> team;
-      for (std::size_t thread = 0; thread < threads; ++thread)
-        team.emplace_back([=, this_bench = *this] {
-          for (std::size_t i = 0; i < this_bench.copies * this_bench.repeats; ++i)
-            for (std::size_t tile = this_bench.tiles() * thread / this_bench.threads;
-                 tile < this_bench.tiles() * (thread + 1) / this_bench.threads; ++tile)
-              work(i % this_bench.copies, tile);
-        });
-      for (std::thread& thread : team) thread.join();
-      if (run > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    }
-    std::nth_element(seconds.begin(), seconds.begin() + 3, seconds.end());
-    return 1e-9 * static_cast<double>(rows * inputs * copies * repeats) / seconds[3];
+  // Seconds of work(copy, tile) over all copies, tiles shared among threads.
+  template <class Work> double seconds(const Work& work) const {
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<std::thread> team;
+    for (std::size_t thread = 0; thread < threads; ++thread)
+      team.emplace_back([this, thread, &work] {
+        for (std::size_t i = 0; i < copies * repeats; ++i)
+          for (std::size_t tile = tiles() * thread / threads; tile < tiles() * (thread + 1) / threads; ++tile)
+            work(i % copies, tile);
+      });
+    for (std::thread& thread : team) thread.join();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 };
+
+// A kernel with its operands.
+struct Product {
+  Bench bench;
+  std::function<void(std::size_t copy, std::size_t tile)> work;
+};
+
+// Medians of 7 runs, in turns after one that is not timed: 1e9 weights a second.
+std::vector<double> rates(const std::vector<Product>& products) {
+  std::vector<std::vector<double>> seconds(products.size());
+  for (int run = 0; run < 8; ++run)
+    for (std::size_t i = 0; i < products.size(); ++i) {
+      const double taken = products[i].bench.seconds(products[i].work);
+      if (run > 0) seconds[i].push_back(taken);
+    }
+  std::vector<double> found;
+  for (std::size_t i = 0; i < products.size(); ++i) {
+    const Bench& bench = products[i].bench;
+    std::nth_element(seconds[i].begin(), seconds[i].begin() + 3, seconds[i].end());
+    const std::size_t weights = bench.rows * bench.inputs * bench.copies * bench.repeats;
+    found.push_back(1e-9 * static_cast<double>(weights) / seconds[i][3]);
+  }
+  return found;
+}
 
 // The same random bytes again and again, at places of their own.
 template <class T> std::vector<T> repeated(const std::vector<T>& one, std::size_t copies) {
@@ -132,55 +153,66 @@ struct Input {
 // Bytes a weight of scales and zero points.
 constexpr double kGroupBytes = 2.5 / kGroup;
 
-double dense_rate(Bench bench, const Input& input, std::size_t bytes, bool streamed, std::mt19937_64& random) {
-  const std::size_t one = bench.rows * bench.inputs / 2;
+Product dense_product(Bench bench, const Input& input, std::size_t bytes, bool streamed, std::mt19937_64& random) {
+  struct Operands {
+    std::vector<std::uint8_t> codes;
+    std::vector<std::uint16_t> scales;
+    std::vector<std::uint64_t> zeros;
+  };
+  const std::size_t one = bench.rows * bench.inputs / 2, groups = bench.tiles() * bench.groups();
   bench.cover(bytes, one, streamed);
-  const std::vector<std::uint8_t> codes = repeated(random_words<std::uint8_t>(one, random), bench.copies);
-  const std::size_t groups = bench.tiles() * bench.groups();
-  const std::vector<std::uint16_t> scales = repeated(std::vector<std::uint16_t>(groups * kTile, 0x2c00), bench.copies);
-  const std::vector<std::uint64_t> zeros = repeated(random_words<std::uint64_t>(groups, random), bench.copies);
-  return bench.rate([&](std::size_t copy, std::size_t tile) {
-    float y[kTile];
-    const std::size_t at = copy * bench.tiles() + tile;
-    dense_tile(codes.data() + at * (one / bench.tiles()), scales.data() + at * bench.groups() * kTile,
-               zeros.data() + at * bench.groups(), input.view(), bench.groups(), y);
-    __asm__ volatile("" : : "r"(y) : "memory");
-  });
+  const auto w = std::make_shared<Operands>();
+  w->codes = repeated(random_words<std::uint8_t>(one, random), bench.copies);
+  w->scales = repeated(std::vector<std::uint16_t>(groups * kTile, 0x2c00), bench.copies);
+  w->zeros = repeated(random_words<std::uint64_t>(groups, random), bench.copies);
+  return {bench, [=, &input](std::size_t copy, std::size_t tile) {
+            float y[kTile];
+            const std::size_t at = copy * bench.tiles() + tile;
+            dense_tile(w->codes.data() + at * (one / bench.tiles()), w->scales.data() + at * bench.groups() * kTile,
+                       w->zeros.data() + at * bench.groups(), input.view(), bench.groups(), y);
+            __asm__ volatile("" : : "r"(y) : "memory");
+          }};
 }
 
-double sparse_rate(Bench bench, const Table& table, const Input& input, std::size_t kept, std::size_t bytes,
-                   bool streamed, std::mt19937_64& random) {
+Product sparse_product(Bench bench, const Table& table, const Input& input, std::size_t kept, std::size_t bytes,
+                       bool streamed, std::mt19937_64& random) {
+  struct Operands {
+    std::vector<std::uint64_t> masks, zeros;
+    std::vector<std::uint8_t> codes;
+    std::vector<std::uint16_t> scales;
+    Weights all;  // the copies as one tall weight
+  };
   const std::size_t words = bench.rows * bench.inputs / kBlock, one = words / 2 * kept;
+  const std::size_t groups = bench.tiles() * bench.groups();
   bench.cover(bytes, one + words * 8, streamed);
+  const auto w = std::make_shared<Operands>();
   std::vector<std::uint64_t> some(words);
   for (std::uint64_t& mask : some) mask = random_mask(kept, random);
-  const std::vector<std::uint64_t> masks = repeated(some, bench.copies);
-  std::vector<std::uint8_t> codes = repeated(random_words<std::uint8_t>(one, random), bench.copies);
-  codes.insert(codes.begin(), kGuard, 0);
-  codes.resize(codes.size() + kGuard);
-  const std::size_t groups = bench.tiles() * bench.groups();
-  const std::vector<std::uint16_t> scales = repeated(std::vector<std::uint16_t>(groups * kTile, 0x2c00), bench.copies);
-  const std::vector<std::uint64_t> zeros = repeated(random_words<std::uint64_t>(groups, random), bench.copies);
-  // All copies are one tall weight.
-  const Weights w{masks.data(), codes.data() + kGuard, scales.data(), zeros.data(), nullptr, bench.rows * bench.copies,
-                  bench.inputs, kGroup, kept};
-  return bench.rate([&](std::size_t copy, std::size_t tile) {
-    float y[kTile];
-    table.decode(w, copy * bench.tiles() + tile, input.view(), y);
-    __asm__ volatile("" : : "r"(y) : "memory");
-  });
+  w->masks = repeated(some, bench.copies);
+  w->codes = repeated(random_words<std::uint8_t>(one, random), bench.copies);
+  w->codes.insert(w->codes.begin(), kGuard, 0);
+  w->codes.resize(w->codes.size() + kGuard);
+  w->scales = repeated(std::vector<std::uint16_t>(groups * kTile, 0x2c00), bench.copies);
+  w->zeros = repeated(random_words<std::uint64_t>(groups, random), bench.copies);
+  w->all = {w->masks.data(), w->codes.data() + kGuard, w->scales.data(), w->zeros.data(), nullptr,
+            bench.rows * bench.copies, bench.inputs, kGroup, kept};
+  return {bench, [=, &table, &input](std::size_t copy, std::size_t tile) {
+            float y[kTile];
+            table.decode(w->all, copy * bench.tiles() + tile, input.view(), y);
+            __asm__ volatile("" : : "r"(y) : "memory");
+          }};
 }
 
 double read_rate(std::size_t threads, std::size_t bytes) {
   const std::vector<std::uint64_t> data(bytes / 8, 1);
   const Bench bench{kTile * threads, 1, threads};
   const std::size_t share = data.size() / threads;
-  const double rate = bench.rate([&](std::size_t, std::size_t tile) {
+  const auto read = [&](std::size_t, std::size_t tile) {
     std::uint64_t sum = 0;
     for (std::size_t i = tile * share; i < (tile + 1) * share; ++i) sum += data[i];
     __asm__ volatile("" : : "r"(sum) : "memory");
-  });
-  return rate * static_cast<double>(bytes) / static_cast<double>(bench.rows);
+  };
+  return rates({{bench, read}})[0] * static_cast<double>(bytes) / static_cast<double>(bench.rows);
 }
 
 }  // namespace
@@ -203,9 +235,14 @@ int main(int argc, char** argv) {
     const std::size_t groups = c.inputs / kGroup;
     Input input{std::vector<std::int8_t>(c.inputs), std::vector<float>(groups, 0.01f), std::vector<std::int32_t>(groups)};
     for (std::int8_t& value : input.values) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
-    const double dense = dense_rate(bench, input, bytes, streamed, random);
-    for (const std::size_t kept : {32, 24, 16}) {
-      const double sparse = sparse_rate(bench, *table, input, kept, bytes, streamed, random);
+    const std::size_t counts[] = {32, 24, 16};
+    std::vector<Product> products{dense_product(bench, input, bytes, streamed, random)};
+    for (const std::size_t kept : counts)
+      products.push_back(sparse_product(bench, *table, input, kept, bytes, streamed, random));
+    const std::vector<double> rate = rates(products);
+    for (std::size_t i = 0; i < 3; ++i) {
+      const std::size_t kept = counts[i];
+      const double dense = rate[0], sparse = rate[i + 1];
       std::printf("{\"from\": \"%s\", \"rows\": %zu, \"inputs\": %zu, \"kept\": %zu, \"kernels\": \"%s\", "
                   "\"threads\": %zu, \"sparse_gweights\": %.2f, \"dense_avx2_gweights\": %.2f, \"ratio\": %.3f, "
                   "\"sparse_bytes\": %.4f, \"dense_bytes\": %.4f, \"read_gb_s\": %.2f}\n",
