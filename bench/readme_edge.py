@@ -38,9 +38,10 @@ def sparse(result: Result) -> str:
     limits = measured["limits"]
     how = f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}"
     rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {limits['bits_per_weight']:.2f} bits"
+    if "streamed_dense_us" in measured["rows"][0]:
+        how += "; a sparse operator's ratio is that of its turns with the fastest dense one"
     note = (
-        f"{how}; a sparse operator's ratio is that of its turns with the fastest dense one. "
-        f"The machine reads {limits['read_gb_s']:.1f} GB/s, which allows {rates}; from the cache it decodes "
+        f"{how}. The machine reads {limits['read_gb_s']:.1f} GB/s, which allows {rates}; from the cache it decodes "
         f"{limits['decode_gweights']:.0f}e9"
     )
     header = ("layer", "operator", "streamed", "reads", "resident", "512 rows")

@@ -270,7 +270,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--shape", help="rows x inputs, one of those above; all by default")
+    shapes = ["x".join(map(str, shape)) for shape in SHAPES]
+    parser.add_argument("--shape", choices=shapes, help="rows x inputs; all by default")
     parser.add_argument("--kernels", type=Path, help="a built bench_sparse: measure the kernels alone")
     parser.add_argument(
         "--quick", action="store_true", help="fewer operators, 0.25 GB of copies, nothing written"

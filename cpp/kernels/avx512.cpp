@@ -203,7 +203,7 @@ __m512 add_last(__m512 total, const Weights& w, std::size_t tile, const std::uin
   return add_group(total, sum_rows(lanes), fills, w, tile, block, input);
 }
 
-// Tables of 16 codes that a block needs; 0: from two on, what the masks of eight rows ask for. Wide: two blocks a group.
+// Tables of 16 codes that a block needs; 0: two to four, as the masks of eight rows ask. Wide: two blocks a group.
 template <std::size_t Tables, bool Wide>
 void decode_tile(const Weights& w, std::size_t tile, const Quantized& input, float* y) {
   constexpr bool kFixed = Tables != 0;
