@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def calibration_options(options: argparse.Namespace, arguments: list[str]) -> li
 def measure(name: str, options: argparse.Namespace, *, backend: str) -> dict[str, Any]:
     """Return one row: compress, evaluate, compare with the prototype, delete the compressed folder."""
     arguments, prototype = ROWS[name]
-    out = options.work / f"{name.replace(' ', '-').replace('%', '')}-{backend}"
+    out = options.work / re.sub(r"[^\w+-]+", "-", f"{name}-{backend}")
     shutil.rmtree(out, ignore_errors=True)
     compressed = awp_edge(
         "compress", str(options.model), str(out), *arguments, "--calibration", options.calibration,

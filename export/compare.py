@@ -13,6 +13,7 @@ from ..errors import AwpError, UsageError
 from ..storage import writing
 from .graph import GRAPH_FILE
 from .library import library_path
+from .measure import measure, require_sizes
 from .passes.sparse import OPERATOR, read_sparse
 from .runtime import EdgeModel
 from .variants import VARIANTS, read_bytes, sparse_weights, weight_nodes, write_variant
@@ -26,29 +27,32 @@ _RATES = (
 def compare(
     model: EdgeModel, *, prompt_tokens: int, tokens: int, repeats: int, say: Progress
 ) -> dict[str, Any]:
-    """Return the measurements of `EdgeModel.bench` for the folder and its variants, ratios and limits.
+    """Return what `measure` says of the folder and its variants, in turns, with ratios and limits.
 
     Returns:
         the folder's own measurements and, under "against", those of "dense int4" and "fp32" with how many times slower
         they decode and prefill; under "limits" see `limits`.
 
     Raises:
-        AwpError: as `EdgeModel.bench`, or a folder without quantized layers.
+        AwpError: as `measure`, or a folder without quantized layers.
     """
-    sizes = {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
     graph = ir.load(model.folder / GRAPH_FILE)
     if not weight_nodes(graph):
         raise AwpError(
             f"{model.folder} has no quantized layers to compare; give a folder exported from --bits 4"
         )
-    say("measuring the folder")
-    found = {**model.bench(**sizes), "weights": "sparse" if sparse_weights(graph) else "dense"}
+    sizes = {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
+    require_sizes(model, **sizes)
+    with tempfile.TemporaryDirectory(dir=model.folder.resolve().parent) as scratch:
+        models = [model]
+        for i, kind in enumerate(VARIANTS):
+            say(f"writing it with {kind} layers")
+            write_variant(model.folder, Path(scratch) / str(i), kind)
+            models.append(EdgeModel(Path(scratch) / str(i), threads=model.threads))
+        own, *others = measure(models, **sizes, say=say)
+    found = {**own, "weights": "sparse" if sparse_weights(graph) else "dense"}
     against = {}
-    for kind in VARIANTS:
-        say(f"measuring it with {kind} layers")
-        with tempfile.TemporaryDirectory(dir=model.folder.resolve().parent) as scratch:
-            write_variant(model.folder, Path(scratch) / "variant", kind)
-            other = EdgeModel(Path(scratch) / "variant", threads=model.threads).bench(**sizes)
+    for kind, other in zip(VARIANTS, others, strict=True):
         against[kind] = {key: other[key] for key in _RATES}
         for what in ("decode", "prefill"):
             rate = f"{what}_tokens_per_second"
@@ -65,12 +69,12 @@ def limits(graph: ir.Model, *, threads: int) -> dict[str, Any] | None:
     """
     if library_path() is None:
         return None
-    from .roofline import measure
+    from . import roofline
 
     nodes = [node for node in graph.graph if node.op_type == OPERATOR]
     first = read_sparse(nodes[0]) if nodes else None
     kept, group = (first.kept, first.block_size) if first is not None else (32, 64)
-    measured = measure(threads=threads, kept=kept, group=group)
+    measured = roofline.measure(threads=threads, kept=kept, group=group)
     weights = sparse_weights(graph)
     found = {**measured, "memory_tokens_per_second": 1e9 * measured["read_gb_s"] / read_bytes(graph)}
     if weights:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -125,42 +122,10 @@ class EdgeModel:
         )
 
     def bench(self, *, prompt_tokens: int = 128, tokens: int = 64, repeats: int = 3) -> dict[str, Any]:
-        """Measure prefill, decode, time to first token and memory in a process of its own.
+        """Measure prefill, decode, time to first token and memory in a process of its own, see `measure`."""
+        from .measure import measure
 
-        Returns:
-            decode_tokens_per_second, prefill_tokens_per_second, time_to_first_token_s (medians over `repeats`),
-            load_s, peak_memory_bytes (the runtime process alone), bytes (the folder), threads and the sizes asked for.
-
-        Raises:
-            AwpError: sizes below 1 (tokens: 2) or beyond the context, or a runtime that fails.
-        """
-        if min(prompt_tokens, repeats) < 1 or tokens < 2:
-            raise AwpError(
-                f"bench needs prompt tokens >= 1, tokens >= 2, repeats >= 1; got {prompt_tokens}, {tokens}, {repeats}"
-            )
-        if prompt_tokens + tokens > self.context_length:
-            raise AwpError(
-                f"{prompt_tokens} + {tokens} tokens are more than the context of {self.context_length}"
-            )
-        sizes = {
-            "threads": self.threads,
-            "prompt_tokens": prompt_tokens,
-            "tokens": tokens,
-            "repeats": repeats,
-        }
-        with tempfile.TemporaryDirectory() as scratch:
-            result = Path(scratch) / "result.json"
-            asked = {
-                "folder": str(self.folder.resolve()),
-                "vocab_size": self.vocab_size,
-                "result": str(result),
-            }
-            command = [sys.executable, "-P", "-m", f"{__package__}.measure", json.dumps({**asked, **sizes})]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode or not result.is_file():
-                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                raise AwpError(f"onnxruntime-genai could not run {self.folder}: {last[:300]}")
-            return {**json.loads(result.read_text()), **sizes, "bytes": self.n_bytes}
+        return measure([self], prompt_tokens=prompt_tokens, tokens=tokens, repeats=repeats)[0]
 
     @cached_property
     def _tokenizer(self) -> Any:
