@@ -7,6 +7,7 @@ built" from a skip into a failure.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -20,6 +21,10 @@ hypothesis.settings.register_profile("ci", derandomize=True, max_examples=50, **
 hypothesis.settings.register_profile("dev", max_examples=100, **_COMMON)
 hypothesis.settings.register_profile("nightly", max_examples=2500, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Commands inherit an ignored Ctrl-C from a suite that runs in the background, and tests interrupt them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BACKENDS = ("numpy", "native")
 
