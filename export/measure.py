@@ -119,7 +119,8 @@ def serve(asked: dict[str, Any], commands: Iterable[str], answers: TextIO) -> No
     """Open the folder, run it for every command "run" and say at the end what memory it took; one JSON value a line."""
 
     def answer(value: Any) -> None:
-        print(json.dumps(value), file=answers, flush=True)
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
 
     started = time.perf_counter()
     model = open_genai(Path(asked["folder"]), threads=asked["threads"])

@@ -27,7 +27,6 @@ from awp_edge.export import graph  # noqa: E402
 from awp_edge.export.check import check_weights, compare_logits, read_packed  # noqa: E402
 from awp_edge.export.head import head_grid, pack_head  # noqa: E402
 from awp_edge.export.manifest import verify  # noqa: E402
-from awp_edge.export.measure import measure  # noqa: E402
 from awp_edge.export.package import ExportOptions, ExportSummary, export_model  # noqa: E402
 from awp_edge.export.runtime import EdgeModel  # noqa: E402
 
@@ -152,18 +151,6 @@ def test_bench_measures_in_a_process_of_its_own(tied: tuple[Path, ExportSummary]
     assert 0 < measured["time_to_first_token_s"] < 10 and measured["peak_memory_bytes"] > 1e7
     with pytest.raises(AwpError, match="more than the context of 128"):
         EdgeModel(tied[1].folder).bench(prompt_tokens=100, tokens=29)
-
-
-def test_folders_measured_together_take_turns(tied: tuple[Path, ExportSummary], tmp_path: Path) -> None:
-    whole, bad = EdgeModel(tied[1].folder, threads=1), tmp_path / "bad"
-    said: list[str] = []
-    first, second = measure([whole, whole], prompt_tokens=8, tokens=4, repeats=2, say=said.append)
-    assert said == ["run 1 of 2", "run 2 of 2"] and first.keys() == second.keys()
-    assert first["decode_tokens_per_second"] != second["decode_tokens_per_second"]  # each has runs of its own
-    shutil.copytree(tied[1].folder, bad)
-    (bad / "model.onnx").write_bytes(bytes((bad / "model.onnx").stat().st_size))
-    with pytest.raises(AwpError, match=r"could not run .*bad: .*cannot open"):
-        measure([whole, EdgeModel(bad, threads=1)], prompt_tokens=8, tokens=4, repeats=1)
 
 
 def test_a_written_weight_that_differs_is_found(tied: tuple[Path, ExportSummary], tmp_path: Path) -> None:
