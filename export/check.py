@@ -17,7 +17,8 @@ from .packing import PackedLinear
 from .passes.common import array_of, name_of
 from .passes.factor import factor_names
 from .passes.pack import block_order_name, packed_name
-from .passes.sparse import read_sparse, sparse_name
+from .passes.sparse import GATE, GATED, UP, read_sparse, sparse_name
+from .sparse_packing import halves
 
 Floats = NDArray[np.float32]
 
@@ -71,6 +72,8 @@ def check_weights(folder: Path, matches: Matches, dense: Callable[[str], Floats]
     """
     model = ir.load(folder / GRAPH_FILE)
     nodes = {name_of(node): node for node in model.graph}
+    for node in [node for node in model.graph if node.op_type == GATED]:
+        nodes.update({sparse_name(node.metadata_props[part]): node for part in (GATE, UP)})
     weights = zeros = n_bytes = sparse = 0
     for name, rows in matches.items():
         written = _written(nodes, name)
@@ -91,8 +94,11 @@ def _written(nodes: dict[str, ir.Node], name: str) -> Floats:
     packed = nodes.get(packed_name(name))
     if packed is not None:
         return read_packed(packed).dense()
-    if sparse_name(name) in nodes:
-        return read_sparse(nodes[sparse_name(name)]).dense()
+    sparse = nodes.get(sparse_name(name))
+    if sparse is not None and sparse.op_type == GATED:
+        return halves(read_sparse(sparse))[name == sparse.metadata_props[UP]].dense()
+    if sparse is not None:
+        return read_sparse(sparse).dense()
     if name in nodes:
         return array_of(nodes[name].inputs[1]).T
     right, left = (array_of(nodes[part].inputs[1]).T for part in factor_names(name))
@@ -102,8 +108,10 @@ def _written(nodes: dict[str, ir.Node], name: str) -> Floats:
 def _stored_bytes(nodes: dict[str, ir.Node], name: str) -> int:
     """Return the bytes of the constants that stand in the place of a MatMul's weight."""
     places = (name, packed_name(name), sparse_name(name), *factor_names(name))
-    constants = [value for place in places if place in nodes for value in nodes[place].inputs[1:]]
-    return sum(array_of(value).nbytes for value in constants if value is not None)
+    found = [nodes[place] for place in places if place in nodes]
+    if any(node.metadata_props.get(UP) == name for node in found):
+        return 0  # counted with the gate
+    return sum(array_of(value).nbytes for node in found for value in node.inputs[1:] if value is not None)
 
 
 def read_packed(node: ir.Node) -> PackedLinear:

@@ -32,6 +32,7 @@ class _Packed(ctypes.Structure):
     _fields_ = (
         *_SIZES,
         *(field for part in _PARTS for field in ((part, ctypes.c_void_p), (f"n_{part}", ctypes.c_size_t))),
+        ("gated", ctypes.c_int64),
     )
 
 
@@ -72,15 +73,14 @@ def kernels(isa: str = "") -> str | None:
     return None if name is None else str(name.decode())
 
 
-def check(packed: SparseLinear) -> str | None:
+def check(packed: SparseLinear, *, gated: bool = False) -> str | None:
     """Return what the operator would refuse in a packed layer, or None."""
-    wrong = _library().awp_edge_check(ctypes.byref(_describe(packed)))
+    wrong = _library().awp_edge_check(ctypes.byref(_describe(packed, gated=gated)))
     return None if wrong is None else str(wrong.decode())
 
 
-def multiply(
-    packed: SparseLinear, x: Floats, *, accuracy_level: int = 4, isa: str = "", repeats: int = 1
-) -> Floats:
+def multiply(packed: SparseLinear, x: Floats, *, accuracy_level: int = 4, isa: str = "", repeats: int = 1,
+             gated: bool = False) -> Floats:  # fmt: skip
     """Return x W^T on the calling thread, (rows, N) float32; the interpreter lock is released.
 
     Args:
@@ -89,6 +89,7 @@ def multiply(
         accuracy_level: 4 for int8 inputs, 0 for float32.
         isa: a name of AWP_ISA; the best by default.
         repeats: how often to do it, for measurements.
+        gated: the rows are those of a gate G and of as many others U: silu(x G^T) (x U^T), (rows, N / 2).
 
     Raises:
         ValueError: shapes that clash, or what the operator refuses.
@@ -96,9 +97,9 @@ def multiply(
     if x.ndim != 2 or x.shape[1] != packed.shape[1]:
         raise ValueError(f"inputs of shape {x.shape} do not fit a {packed.shape} weight")
     inputs = np.ascontiguousarray(x, dtype=np.float32)
-    out = np.empty((len(inputs), packed.shape[0]), dtype=np.float32)
+    out = np.empty((len(inputs), packed.shape[0] // (2 if gated else 1)), dtype=np.float32)
     wrong = _library().awp_edge_multiply(
-        ctypes.byref(_describe(packed)), isa.encode(), _pointer(inputs), ctypes.c_size_t(len(inputs)),
+        ctypes.byref(_describe(packed, gated=gated)), isa.encode(), _pointer(inputs), ctypes.c_size_t(len(inputs)),
         int(packed.interleaved), accuracy_level, _pointer(out), ctypes.c_size_t(repeats),
     )  # fmt: skip
     if wrong is not None:
@@ -111,8 +112,8 @@ def read(data: NDArray[np.uint64]) -> int:
     return int(_library().awp_edge_read(_pointer(data), ctypes.c_size_t(data.size)))
 
 
-def _describe(packed: SparseLinear) -> _Packed:
-    described = _Packed(*packed.shape, packed.block_size, packed.kept)
+def _describe(packed: SparseLinear, *, gated: bool) -> _Packed:
+    described = _Packed(*packed.shape, packed.block_size, packed.kept, gated=int(gated))
     for name in _PARTS:
         part = getattr(packed, name)
         if part is not None:

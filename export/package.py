@@ -21,6 +21,7 @@ from .head import HEADS
 from .hf import write_hf
 from .library import LIBRARY, library_path, require_library
 from .manifest import MANIFEST_FILE, add_facts, write_manifest
+from .passes.sparse import GATED
 from .runtime import EdgeModel
 from .source import Source
 
@@ -80,11 +81,7 @@ def _require_operators(library: Path) -> None:
     if not library.is_file():
         raise UsageError(f"operator library {library} is not a file")
     code = library.read_bytes()
-    if (
-        not code.startswith(b"\x7fELF")
-        or b"RegisterCustomOps" not in code
-        or b"SparseMatMulNBits" not in code
-    ):
+    if not code.startswith(b"\x7fELF") or b"RegisterCustomOps" not in code or GATED.encode() not in code:
         raise UsageError(f"{library} is not an operator library: give the libawp_edge_ops.so of a build")
 
 

@@ -176,6 +176,55 @@ def pack_sparse(layer: SparseCodes) -> SparseLinear:
     )  # fmt: skip
 
 
+def can_join(first: SparseLinear, second: SparseLinear) -> bool:
+    """Return whether two layers are stored alike and fill their tiles, as `joined` needs."""
+    kinds = {(p.shape, p.block_size, p.kept, p.interleaved) for p in (first, second)}
+    return len(kinds) == 1 and first.shape[0] % TILE == 0
+
+
+def joined(first: SparseLinear, second: SparseLinear) -> SparseLinear:
+    """Return two layers as one, the rows of the second behind those of the first; `halves` takes them apart.
+
+    Raises:
+        ValueError: layers that are not stored alike or do not fill their tiles.
+    """
+    if not can_join(first, second):
+        raise ValueError(f"layers of shapes {first.shape} and {second.shape} are not stored alike")
+    both = (first, second)
+    zeros = [p.zeros if p.zeros is not None else _nibbles(_zero_points(p)) for p in both]
+    offsets = None
+    if first.offsets is not None and second.offsets is not None:
+        offsets = np.concatenate([first.offsets[:-1], first.offsets[-1] + second.offsets])
+    return SparseLinear(
+        np.concatenate([p.masks for p in both]), np.pad(np.concatenate([_stored(p) for p in both]), GUARD),
+        np.concatenate([p.scales for p in both]),
+        None if first.zeros is None and second.zeros is None else np.concatenate(zeros), offsets,
+        first.block_size, first.kept, first.interleaved, (2 * first.shape[0], first.shape[1]),
+    )  # fmt: skip
+
+
+def halves(packed: SparseLinear) -> tuple[SparseLinear, SparseLinear]:
+    """Return the layers that `joined` put together."""
+    tiles, stream = len(packed.masks) // 2, _stored(packed)
+    starts = packed.offsets
+    middle = len(stream) // 2 if starts is None else int(starts[tiles])
+    found = []
+    for half, codes in ((slice(tiles), stream[:middle]), (slice(tiles, None), stream[middle:])):
+        zeros = None if packed.zeros is None else packed.zeros[half]
+        offsets = None if starts is None else starts[half.start or 0 : (half.stop or 2 * tiles) + 1]
+        found.append(SparseLinear(
+            packed.masks[half], np.pad(codes, GUARD), packed.scales[half], zeros,
+            None if offsets is None else offsets - offsets[0], packed.block_size, packed.kept, packed.interleaved,
+            (packed.shape[0] // 2, packed.shape[1]),
+        ))  # fmt: skip
+    return found[0], found[1]
+
+
+def _stored(packed: SparseLinear) -> Bytes:
+    """Return the codes without their guards, a view."""
+    return packed.codes[GUARD:-GUARD]
+
+
 def _check(layer: SparseCodes) -> None:
     d_in, n_groups = layer.shape[1], layer.scales.shape[1]
     if not n_groups or d_in % n_groups or not fits(d_in, d_in // n_groups):
@@ -291,7 +340,7 @@ def _stream(codes: Bytes, mask: Mask) -> tuple[Bytes, Words]:
 def _take_codes(packed: SparseLinear, mask: Mask, codes: Bytes) -> None:
     """Write the stored codes into (rows, blocks, 64)."""
     byte, high, places = _positions(mask)
-    stream = packed.codes[GUARD:-GUARD]
+    stream = _stored(packed)
     if len(stream) != int(places.tiles[-1]):
         raise ValueError(f"the masks keep {int(places.tiles[-1])} bytes of codes, there are {len(stream)}")
     if packed.offsets is not None and not np.array_equal(packed.offsets, places.tiles):

@@ -5,7 +5,8 @@ For int8 inputs (accuracy level 4), with groups g of inputs in the order of the 
     a_g = max |x_j|,  steps q_j = rint(x_j * (127 / a_g)),  input scale t_g = a_g / 127        all float32
     y_n = sum over g ascending of float32(sum_j (code_nj - zero_ng) q_j) * (s_ng * t_g)        each rounded once
 
-A group whose inputs are all below 128 times the smallest normal float32 counts as zero.
+A group whose inputs are all below 128 times the smallest normal float32 counts as zero. A gated product is
+silu(y_n) y_(n + N/2), n < N/2.
 """
 
 from __future__ import annotations
@@ -56,3 +57,22 @@ def multiply(packed: SparseLinear, x: Floats) -> Floats:
     for group in range(scales.shape[1]):
         total += sums[:, :, group] * (scales[None, :, group] * inputs.scales[:, group, None])
     return total
+
+
+def multiply_gated(packed: SparseLinear, x: Floats) -> Floats:
+    """Return silu(x G^T) (x U^T) as SparseGatedMatMulNBits does, bit for bit: (rows, N / 2); W is G over U."""
+    gate, up = np.split(multiply(packed, x), 2, axis=1)
+    return silu(gate) * up
+
+
+def silu(x: Floats) -> Floats:
+    """Return x / (1 + e^-x) in float32, every operation rounded once; the exponential is that of Cephes' expf."""
+    f = np.float32
+    t = np.minimum(np.maximum(-x, f(-87)), f(88))
+    n = (t * f(1.44269504) + f(12582912)) - f(12582912)
+    r = (t - n * f(0.693359375)) - n * f(-2.12194440e-4)
+    p = np.full_like(r, f(1.9875691500e-4))
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = p * r + f(c)
+    power = np.ldexp(f(1), np.nan_to_num(n).astype(np.int32))
+    return x / (f(1) + (p * (r * r) + r + f(1)) * power)

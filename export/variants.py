@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +20,23 @@ from .manifest import MANIFEST_FILE, read_manifest, write_manifest
 from .packing import BLOCK_SIZES, PackedLinear, pack_linear
 from .passes.common import add_initializer, name_of, replace_node
 from .passes.pack import DOMAIN, pack_initializers
-from .passes.sparse import OPERATOR, read_sparse
+from .passes.sparse import GATED, OPERATOR, read_sparse
 
 #: Kinds of storage by the names that results carry.
 VARIANTS = ("dense int4", "fp32")
 Floats = NDArray[np.float32]
+Make = Callable[..., ir.Node]  # (graph, x, weight, name=...)
 
 
 def weight_nodes(model: ir.Model) -> list[ir.Node]:
     """Return the quantized nodes of the decoder blocks, sparse or dense, in graph order."""
-    kinds = (OPERATOR, "MatMulNBits")
+    kinds = (OPERATOR, GATED, "MatMulNBits")
     return [node for node in model.graph if node.op_type in kinds and block_of(name_of(node)) is not None]
 
 
 def sparse_weights(model: ir.Model) -> int:
     """Return the number of weights that sparse nodes stand for, zeros counted."""
-    nodes = [node for node in model.graph if node.op_type == OPERATOR]
+    nodes = [node for node in model.graph if node.op_type in (OPERATOR, GATED)]
     return sum(int(node.attributes["K"].value) * int(node.attributes["N"].value) for node in nodes)
 
 
@@ -42,15 +44,17 @@ def write_variant(folder: Path, out: Path, kind: str) -> None:
     """Write an edge folder whose decoder blocks are stored as `kind`; head, embedding and the rest stay as they are.
 
     "dense int4" rounds to nearest on the largest block of 128, 64 or 32 that divides, with accuracy level 4: equal in
-    speed to any other dense INT4 model, not in quality. "fp32" has the weights as they are.
+    speed to any other dense INT4 model, not in quality. "fp32" has the weights as they are. Gated nodes become what the
+    model builder writes: two products, and an activation that ONNX Runtime fuses.
     """
     model = ir.load(folder / GRAPH_FILE)
+    make = _float_node if kind == "fp32" else _dense_node
     for node in weight_nodes(model):
+        if node.op_type == GATED:
+            _replace_gated(model.graph, node, make)
+            continue
         weight = read_sparse(node).dense() if node.op_type == OPERATOR else read_packed(node).dense()
-        if kind == "fp32":
-            _to_float(model.graph, node, weight)
-        else:
-            _to_dense(model.graph, node, weight)
+        replace_node(model.graph, node, make(model.graph, node.inputs[0], weight, name=name_of(node)))
     out.mkdir(parents=True)
     skipped = {GRAPH_FILE, DATA_FILE, MANIFEST_FILE, LIBRARY}
     for path in folder.iterdir():
@@ -65,14 +69,27 @@ def write_variant(folder: Path, out: Path, kind: str) -> None:
     write_manifest(out, {"source": read_manifest(folder).get("source"), "variant": kind})
 
 
-def _to_dense(graph: ir.Graph, node: ir.Node, weight: Floats) -> None:
+def _replace_gated(graph: ir.Graph, node: ir.Node, make: Make) -> None:
+    stem = name_of(node)
+    gate, up = (
+        make(graph, node.inputs[0], half, name=f"{stem}/{part}")
+        for half, part in zip(np.split(read_sparse(node).dense(), 2), ("gate", "up"), strict=True)
+    )
+    sigmoid = ir.node("Sigmoid", [gate.outputs[0]], name=f"{stem}/Sigmoid")
+    silu = ir.node("Mul", [gate.outputs[0], sigmoid.outputs[0]], name=f"{stem}/SiLU")
+    product = ir.node("Mul", [silu.outputs[0], up.outputs[0]], name=f"{stem}/Mul")
+    for made in (gate, up, sigmoid, silu):
+        made.outputs[0].name = f"{made.name}/output_0"
+    graph.insert_before(node, [gate, up, sigmoid, silu])
+    replace_node(graph, node, product)
+
+
+def _dense_node(graph: ir.Graph, x: ir.Value | None, weight: Floats, *, name: str) -> ir.Node:
     packed = _rounded(weight)
-    inputs = [node.inputs[0], *pack_initializers(graph, f"{name_of(node)}.variant", packed)]
+    inputs = [x, *pack_initializers(graph, f"{name}.variant", packed)]
     attributes = {"K": packed.shape[1], "N": packed.shape[0], "bits": 4, "block_size": packed.block_size,
                   "accuracy_level": 4}  # fmt: skip
-    replace_node(
-        graph, node, ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=f"{node.name}/dense")
-    )
+    return ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=f"{name}/dense")
 
 
 def _rounded(weight: Floats) -> PackedLinear:
@@ -81,13 +98,13 @@ def _rounded(weight: Floats) -> PackedLinear:
     return pack_linear(grid.encode(weight), grid.scales, grid.zeros, bits=4, block_size=group)
 
 
-def _to_float(graph: ir.Graph, node: ir.Node, weight: Floats) -> None:
-    value = add_initializer(graph, f"{name_of(node)}.variant", np.ascontiguousarray(weight.T))
-    replace_node(graph, node, ir.node("MatMul", [node.inputs[0], value], name=f"{node.name}/float"))
+def _float_node(graph: ir.Graph, x: ir.Value | None, weight: Floats, *, name: str) -> ir.Node:
+    value = add_initializer(graph, f"{name}.variant", np.ascontiguousarray(weight.T))
+    return ir.node("MatMul", [x, value], name=f"{name}/float")
 
 
 def read_bytes(model: ir.Model) -> int:
     """Return the bytes of constants that one token reads: those of every product, a shared table once."""
-    values = {id(v): v for node in model.graph if node.op_type in (OPERATOR, "MatMulNBits", "MatMul")
+    values = {id(v): v for node in model.graph if node.op_type in (OPERATOR, GATED, "MatMulNBits", "MatMul")
               for v in node.inputs[1:] if v is not None and v.const_value is not None}  # fmt: skip
     return sum(v.const_value.nbytes for v in values.values() if v.const_value is not None)

@@ -1,4 +1,4 @@
-"""ONNX models of one SparseMatMulNBits node, sound or damaged; `python sparse_graphs.py SEED COUNT` is the fuzz run.
+"""ONNX models of one sparse node, sound or damaged; `python sparse_graphs.py SEED COUNT` is the fuzz run.
 
 The fuzz run is a process of its own, so that a crash is seen as one: every damaged model must give an error status or
 run; it prints how many did what.
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from awp_edge.export.library import require_library
+from awp_edge.export.passes.sparse import GATED, OPERATOR
 from awp_edge.export.sparse_packing import SparseLinear, pack_sparse
 from onnx import TensorProto, helper, numpy_helper
 from sparse_layers import random_layer
@@ -28,12 +29,14 @@ def parts(packed: SparseLinear) -> dict[str, np.ndarray]:
     return {name: getattr(packed, name) for name in PARTS if getattr(packed, name) is not None}
 
 
-def model(constants: dict[str, np.ndarray], settings: dict[str, Any], *, outside: str = "") -> bytes:
+def model(
+    constants: dict[str, np.ndarray], settings: dict[str, Any], *, outside: str = "", operator: str = OPERATOR
+) -> bytes:
     """Return a model; `outside` names a part that is an input of the graph instead of a constant."""
     names = ["a"] + [name if name in constants else "" for name in PARTS]
     while not names[-1]:
         names.pop()
-    node = helper.make_node("SparseMatMulNBits", names, ["y"], domain="awp_edge", **settings)
+    node = helper.make_node(operator, names, ["y"], domain="awp_edge", **settings)
     given = [helper.make_tensor_value_info("a", TensorProto.FLOAT, None)]
     if outside:
         kind = helper.np_dtype_to_tensor_dtype(constants[outside].dtype)
@@ -86,12 +89,12 @@ def fuzz(seed: int, count: int) -> dict[str, int]:
     rng = np.random.default_rng(seed)
     seen = {"refused": 0, "ran": 0}
     for i in range(count):
-        layer = random_layer(
-            (int(rng.integers(1, 40)), 64 * int(rng.integers(1, 5))), kept=[32, 16, None][i % 3]
-        )
+        operator = GATED if i % 4 == 0 else OPERATOR
+        rows = 32 if operator == GATED and rng.random() < 0.8 else int(rng.integers(1, 40))
+        layer = random_layer((rows, 64 * int(rng.integers(1, 5))), kept=[32, 16, None][i % 3])
         packed = pack_sparse(layer)
         try:
-            made = session(model(*damaged(rng, packed)))
+            made = session(model(*damaged(rng, packed), operator=operator))
             rows = int(rng.integers(0, 6))
             made.run(None, {"a": np.ones((rows, packed.shape[1] + (i % 7 == 0)), dtype=np.float32)})
             seen["ran"] += 1

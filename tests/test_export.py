@@ -35,8 +35,9 @@ from awp_edge.calibrate.runner import TorchModel  # noqa: E402
 EXACT = 1e-9  # KL of float32 in another order of summation, nats a token
 
 
-def compress(model: Path, out: Path, spec: CompressSpec, *, skip: str = "") -> Path:
-    """Write a compressed folder with C = I: the format is what matters here, not the statistics."""
+def compress(model: Path, out: Path, spec: CompressSpec, *, skip: str = "",
+             gate: CompressSpec | None = None) -> Path:  # fmt: skip
+    """Write a compressed folder with C = I: the format matters, not the statistics; `gate`: for gate projections."""
     (out / "blocks").mkdir(parents=True)
     folder, blocks, rest = ModelFolder(model), {}, {}
     records: list[dict[str, Any]] = []
@@ -48,8 +49,9 @@ def compress(model: Path, out: Path, spec: CompressSpec, *, skip: str = "") -> P
         name, block = tensor.removesuffix(".weight"), int(found.group(1))
         weight = folder.tensor(tensor).astype(np.float32)
         weight = np.ascontiguousarray(weight.T) if ".c_" in tensor else weight
-        result = compress_layer(weight, np.eye(weight.shape[1], dtype=np.float32), spec, backend="numpy")
-        blocks.setdefault(block, []).append(CompressedLayer.of(name, result, bits=spec.bits))
+        asked = (gate or spec) if name.endswith("gate_proj") else spec
+        result = compress_layer(weight, np.eye(weight.shape[1], dtype=np.float32), asked, backend="numpy")
+        blocks.setdefault(block, []).append(CompressedLayer.of(name, result, bits=asked.bits))
         records.append({"name": name, "tensor": tensor, "block": block, "shape": list(weight.shape)})
     for block, layers in blocks.items():
         write_block(out / block_file(block), layers)
@@ -161,8 +163,7 @@ def test_a_written_weight_that_differs_is_found(tied: tuple[Path, ExportSummary]
     matches = {node: (graph.Rows(layer, 0, 64),)}
     dense = lambda name: source.layer(name).dense()  # noqa: E731
     assert check_weights(edge, matches, dense).zeros == (dense(layer) == 0).sum()
-    constants = ir.load(edge / graph.GRAPH_FILE).graph.initializers
-    blocks = constants["model.layers.2.mlp.down_proj.MatMul.blocks"].const_value
+    blocks = ir.load(edge / graph.GRAPH_FILE).graph.initializers[f"{layer}.MatMul.blocks"].const_value
     data = bytearray((edge / graph.DATA_FILE).read_bytes())
     data[blocks.offset + 100] ^= 0x10
     (edge / graph.DATA_FILE).write_bytes(data)

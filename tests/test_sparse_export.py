@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ from awp_edge.export.check import check_weights  # noqa: E402
 from awp_edge.export.compare import compare, plot  # noqa: E402
 from awp_edge.export.manifest import verify  # noqa: E402
 from awp_edge.export.package import ExportOptions, ExportSummary, export_model  # noqa: E402
-from awp_edge.export.passes.sparse import OPERATOR, read_sparse  # noqa: E402
+from awp_edge.export.passes.sparse import GATED, OPERATOR, read_sparse  # noqa: E402
 from awp_edge.export.runtime import EdgeModel  # noqa: E402
+from awp_edge.export.sparse_packing import halves  # noqa: E402
 from test_export import EXACT, compress  # noqa: E402
 
 BALANCED = CompressSpec(method="magnitude", pattern="32/64", bits=4, group_size=64)
@@ -71,7 +73,29 @@ def test_masks_on_disk_are_those_of_the_solver(source: Path, edge: ExportSummary
 
 
 def nodes(folder: Path) -> dict[str, ir.Node]:
-    return {node.name: node for node in ir.load(folder / graph.GRAPH_FILE).graph if node.op_type == OPERATOR}
+    graph_nodes = ir.load(folder / graph.GRAPH_FILE).graph
+    return {node.name: node for node in graph_nodes if node.op_type in (OPERATOR, GATED)}
+
+
+def test_gate_and_up_are_one_node(source: Path, edge: ExportSummary) -> None:
+    compressed = CompressedModel(source)
+    node = nodes(edge.folder)["/model/layers.1/mlp/gate_proj/SparseGatedMatMulNBits"]
+    for half, part in zip(halves(read_sparse(node)), ("gate", "up"), strict=True):
+        np.testing.assert_array_equal(
+            half.dense(), compressed.layer(f"model.layers.1.mlp.{part}_proj").dense()
+        )
+    kinds = [node.op_type for node in ir.load(edge.folder / graph.GRAPH_FILE).graph]
+    assert kinds.count(GATED) == 3 and kinds.count(OPERATOR) == 9 and "Sigmoid" not in kinds
+
+
+def test_gate_and_up_of_different_k_stay_two_nodes(tmp_path: Path) -> None:
+    model = tiny_models.build("llama", tmp_path / "model", **SHAPE)
+    source = compress(model, tmp_path / "compressed", BALANCED, gate=replace(BALANCED, pattern="24/64"))
+    summary = export_model(source, tmp_path / "edge", ExportOptions(accuracy_level=0, lm_head="fp32"))
+    found = nodes(summary.folder)
+    assert {read_sparse(node).kept for node in found.values()} == {24, 32}
+    assert all(node.op_type == OPERATOR for node in found.values())
+    assert summary.agreement is not None and summary.agreement.kl < EXACT
 
 
 def test_the_folder_carries_its_operator(edge: ExportSummary) -> None:
@@ -119,7 +143,7 @@ def test_auto_is_sparse_and_int8_inputs_are_the_reference(source: Path, tmp_path
 
 def test_a_library_for_another_processor(source: Path, tmp_path: Path) -> None:
     other = tmp_path / "libother.so"
-    other.write_bytes(b"\x7fELF RegisterCustomOps SparseMatMulNBits of another processor")
+    other.write_bytes(b"\x7fELF RegisterCustomOps SparseGatedMatMulNBits of another processor")
     options = ExportOptions(operator_library=other)
     summary = export_model(source, tmp_path / "edge", options)
     assert (summary.folder / library.LIBRARY).read_bytes() == other.read_bytes()

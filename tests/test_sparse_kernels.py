@@ -52,6 +52,26 @@ def test_int8_inputs_give_the_bits_of_the_reference(kind: str, isa: str) -> None
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kept", [32, 40, None])
+def test_gated_products_give_the_bits_of_the_reference(kept: int | None, isa: str) -> None:
+    packed = pack_sparse(random_layer((64, 192), kept=kept, turned=kept is not None))
+    for rows in (1, 3, 9):
+        x = inputs(packed, rows) * np.float32(3)  # gates far to either side
+        found = library.multiply(packed, x, isa=isa, gated=True)
+        np.testing.assert_array_equal(found, sparse_reference.multiply_gated(packed, x))
+
+
+def test_silu_is_within_a_few_units_in_the_last_place() -> None:
+    x = np.concatenate([np.linspace(-90, 90, 100001), [0.0, -0.0, 1e-30, -1e-30, 200]]).astype(np.float32)
+    exact = x / (1 + np.exp(-x.astype(np.float64)))
+    found = sparse_reference.silu(x)
+    assert np.abs(found - exact).max(where=x < -87, initial=0) < 1e-35
+    inside = x >= -87
+    np.testing.assert_allclose(found[inside], exact[inside], rtol=4e-7, atol=0)
+    assert np.isnan(sparse_reference.silu(np.float32([np.nan]))).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_float_inputs(kind: str, isa: str) -> None:
     packed = packed_layer(kind)

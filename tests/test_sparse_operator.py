@@ -1,4 +1,4 @@
-"""awp_edge::SparseMatMulNBits inside ONNX Runtime: its bits, its shapes, and an error status for every bad model."""
+"""The operators inside ONNX Runtime: their bits, their shapes, and an error status for every bad model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from awp_edge.export import sparse_reference  # noqa: E402
+from awp_edge.export.passes.sparse import GATED  # noqa: E402
 from awp_edge.export.sparse_packing import SparseLinear, pack_sparse  # noqa: E402
 from sparse_graphs import attributes, model, parts, session  # noqa: E402
 from sparse_layers import random_layer  # noqa: E402
@@ -65,6 +66,27 @@ def test_every_kind_of_layer(kept: int | None, level: int) -> None:
         np.testing.assert_array_equal(y, sparse_reference.multiply(packed, a))
     else:
         np.testing.assert_allclose(y, a @ packed.dense().T, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0, 4])
+@pytest.mark.parametrize("rows", [0, 1, 2, 9])
+def test_a_gated_product(rows: int, level: int) -> None:
+    packed = pack_sparse(random_layer((96, 256), group=128))
+    a = np.random.default_rng(0).standard_normal((rows, 256)).astype(np.float32)
+    made = session(model(parts(packed), attributes(packed, accuracy_level=level), operator=GATED))
+    (y,) = made.run(None, {"a": a})
+    assert y.shape == (rows, 48)
+    if level == 4:
+        np.testing.assert_array_equal(y, sparse_reference.multiply_gated(packed, a))
+    else:
+        gate, up = np.split(a @ packed.dense().T, 2, axis=1)
+        np.testing.assert_allclose(y, gate / (1 + np.exp(-gate)) * up, atol=1e-4)
+
+
+def test_a_gate_in_broken_tiles_is_refused() -> None:
+    packed = pack_sparse(random_layer((48, 64)))
+    with pytest.raises(Exception, match="must have equally many rows, a multiple of 16"):
+        session(model(parts(packed), attributes(packed), operator=GATED))
 
 
 def test_symmetric_layers_have_no_zeros() -> None:

@@ -13,6 +13,8 @@ from awp_edge.export.sparse_packing import (
     SparseLinear,
     block_order,
     fits,
+    halves,
+    joined,
     pack_sparse,
     stack,
 )
@@ -53,6 +55,29 @@ def test_round_trip(*, rows: int, blocks: int, wide: bool, kept: int | None, tur
     np.testing.assert_array_equal(back.scales, layer.scales)
     np.testing.assert_array_equal(packed.dense(), dense_of(layer))
     assert packed.kept in (kept, -1) if kept else True
+
+
+@pytest.mark.parametrize("kept", [32, 7, None])
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_joined_layers_are_the_stacked_ones(kept: int | None, blocks: int) -> None:
+    layers = [random_layer((32, 64 * blocks), kept=kept, seed=seed) for seed in (0, 1)]
+    layers[0].zeros[:] = 8  # stored without zero points
+    layers[0].codes[~layers[0].mask] = 8
+    both = joined(*map(pack_sparse, layers))
+    assert both.n_bytes == pack_sparse(stack(layers)).n_bytes and library.check(both, gated=True) is None
+    np.testing.assert_array_equal(both.dense(), np.concatenate([dense_of(layer) for layer in layers]))
+    for half, layer in zip(halves(both), layers, strict=True):
+        assert library.check(half) is None
+        np.testing.assert_array_equal(half.dense(), dense_of(layer))
+
+
+@pytest.mark.parametrize(
+    "other", [dict(shape=(16, 128)), dict(shape=(32, 128), kept=16), dict(shape=(24, 128))]
+)
+def test_unlike_layers_are_not_joined(other: dict[str, object]) -> None:
+    first = pack_sparse(random_layer((other["shape"][0] if other["shape"][0] == 24 else 32, 128)))
+    with pytest.raises(ValueError, match="are not stored alike"):
+        joined(first, pack_sparse(random_layer(**other)))
 
 
 def test_the_documented_bytes() -> None:

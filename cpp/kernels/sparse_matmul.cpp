@@ -69,6 +69,31 @@ void reorder(const Weights& w, const float* x, bool interleaved, float* out) {
     for (std::size_t block = 0; block < blocks; ++block) out[block * kBlock + i] = x[i * blocks + block];
 }
 
+// y[16] = silu(gate) up, silu(x) = x / (1 + e^-x): plain operations in a fixed order, so that every compiler and
+// export/sparse_reference.py get the same bits. The exponential is Cephes' expf: 2^n e^r with r = x - n ln 2.
+void apply_gate(const float* gate, const float* up, float* y) {
+  constexpr float kRound = 12582912;  // 1.5 2^23: adding it leaves the nearest whole number in the low bits
+  float product[kTile];  // y may be where the gate is
+  for (std::size_t i = 0; i < kTile; ++i) {
+    const float above = -gate[i] < -87.0f ? -87.0f : -gate[i], x = above > 88.0f ? 88.0f : above;
+    const float shifted = x * 1.44269504f + kRound, n = shifted - kRound;
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    std::uint32_t bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127) << 23;  // the exponent of 2^n
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    product[i] = gate[i] / (1.0f + (p * (r * r) + r + 1.0f) * power) * up[i];
+  }
+  std::memcpy(y, product, sizeof product);
+}
+
 struct Job {
   const Weights& w;
   const Table& table;
@@ -91,45 +116,60 @@ struct Job {
     rows[row] = {to, scales + group, sums + group};
   }
 
+  std::size_t output_tiles() const { return (w.outputs() + kTile - 1) / kTile; }
   bool decodes() const { return in.level == Level::int8_inputs && in.rows <= kFewRows; }
 
   void tiles(std::size_t task) {
     const std::size_t first = task * tiles_per_task;
-    const std::size_t last = first + tiles_per_task < w.tiles() ? first + tiles_per_task : w.tiles();
+    const std::size_t last = first + tiles_per_task < output_tiles() ? first + tiles_per_task : output_tiles();
     if (decodes()) {
       for (std::size_t tile = first; tile < last; ++tile) decode(tile);
       return;
     }
     const Buffer<Expanded> expanded = allocate<Expanded>(w.inputs * kTile);
     const Buffer<float> last_tile = allocate<float>(w.rows % kTile != 0 ? in.rows * kTile : 0);
-    if (!expanded || !last_tile) {
+    const Buffer<float> up = allocate<float>(w.gated ? in.rows * kTile : 0);
+    if (!expanded || !last_tile || !up) {
       failed = true;
       return;
     }
     for (std::size_t tile = first; tile < last; ++tile) {
-      table.expand(w, tile, expanded.get());
       const bool whole = (tile + 1) * kTile <= w.rows;
       float* to = whole ? y + tile * kTile : last_tile.get();
-      const std::size_t stride = whole ? w.rows : kTile;
-      if (in.level == Level::int8_inputs)
-        table.dense(w, tile, expanded.get(), rows, in.rows, to, stride);
-      else
-        table.dense_float(w, tile, expanded.get(), ordered, in.rows, to, stride);
+      const std::size_t stride = whole ? w.outputs() : kTile;
+      expand_and_multiply(tile, expanded.get(), to, stride);
+      if (w.gated) {
+        expand_and_multiply(output_tiles() + tile, expanded.get(), up.get(), kTile);
+        for (std::size_t row = 0; row < in.rows; ++row)
+          apply_gate(to + row * stride, up.get() + row * kTile, to + row * stride);
+      }
       for (std::size_t row = 0; !whole && row < in.rows; ++row) put(tile, row, to + row * kTile);
     }
   }
 
+  void expand_and_multiply(std::size_t tile, Expanded* expanded, float* to, std::size_t stride) {
+    table.expand(w, tile, expanded);
+    if (in.level == Level::int8_inputs)
+      table.dense(w, tile, expanded, rows, in.rows, to, stride);
+    else
+      table.dense_float(w, tile, expanded, ordered, in.rows, to, stride);
+  }
+
   void decode(std::size_t tile) {
-    float sixteen[kTile];
+    float sixteen[kTile], up[kTile];
     for (std::size_t row = 0; row < in.rows; ++row) {
       table.decode(w, tile, rows[row], sixteen);
+      if (w.gated) {
+        table.decode(w, output_tiles() + tile, rows[row], up);
+        apply_gate(sixteen, up, sixteen);
+      }
       put(tile, row, sixteen);
     }
   }
 
   void put(std::size_t tile, std::size_t row, const float* sixteen) {
-    const std::size_t left = w.rows - tile * kTile, count = left < kTile ? left : kTile;
-    std::memcpy(y + row * w.rows + tile * kTile, sixteen, count * sizeof *y);
+    const std::size_t left = w.outputs() - tile * kTile, count = left < kTile ? left : kTile;
+    std::memcpy(y + row * w.outputs() + tile * kTile, sixteen, count * sizeof *y);
   }
 };
 
@@ -141,11 +181,13 @@ const char* check(const Packed& packed, Weights* out) {
   if (packed.group != 64 && packed.group != 128) return "block_size must be 64 or 128";
   if (packed.inputs % packed.group != 0) return "block_size must divide K";
   if (packed.kept < -1 || packed.kept > 64) return "kept must lie between 0 and 64, or be -1";
+  if (packed.gated != 0 && (packed.gated != 1 || packed.rows % (2 * static_cast<std::int64_t>(kTile)) != 0))
+    return "a gate and what it multiplies must have equally many rows, a multiple of 16";
   if (packed.codes == nullptr || packed.n_codes < 2 * kGuard) return "the codes lack their guard bytes";
   const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   const std::size_t kept = packed.kept < 0 ? 0 : size(packed.kept);
   const Weights w{packed.masks,      packed.codes + kGuard, packed.scales,      packed.zeros, packed.offsets,
-                  size(packed.rows), size(packed.inputs),   size(packed.group), kept};
+                  size(packed.rows), size(packed.inputs),   size(packed.group), kept,         packed.gated == 1};
   if (packed.masks == nullptr || packed.n_masks != w.tiles() * w.blocks() * kTile) return "masks have the wrong size";
   if (packed.scales == nullptr || packed.n_scales != w.tiles() * w.groups() * kTile) return "scales have the wrong size";
   if (packed.zeros != nullptr && packed.n_zeros != w.tiles() * w.groups()) return "zeros have the wrong size";
@@ -173,10 +215,10 @@ bool multiply(const Weights& w, const Table& table, const Inputs& in, float* y, 
   else
     parallel.run(parallel.context, prepare, in.rows, &job);
   const std::size_t least = kTaskWeights / (kTile * w.inputs * in.rows) + 1;
-  const std::size_t even = (w.tiles() + kTasks - 1) / kTasks;
+  const std::size_t even = (job.output_tiles() + kTasks - 1) / kTasks;
   job.tiles_per_task = least > even ? least : even;
   const auto tiles = [](void* data, std::size_t task) { static_cast<Job*>(data)->tiles(task); };
-  const std::size_t tasks = (w.tiles() + job.tiles_per_task - 1) / job.tiles_per_task;
+  const std::size_t tasks = (job.output_tiles() + job.tiles_per_task - 1) / job.tiles_per_task;
   if (tasks == 1)
     job.tiles(0);
   else

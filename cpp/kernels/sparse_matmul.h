@@ -19,6 +19,7 @@ struct Packed {
   std::size_t n_zeros;
   const std::uint64_t* offsets;  // null where kept >= 0
   std::size_t n_offsets;
+  std::int64_t gated;  // 1: rows of a gate, then as many that it multiplies; else 0
 };
 
 // Fills `out` and returns null, or returns what is wrong: a text without numbers that lives for ever.
@@ -39,7 +40,7 @@ struct Inputs {
   Level level;
 };
 
-// y[rows][weights.rows]; false where there is no memory.
+// y[rows][weights.outputs()]; false where there is no memory.
 bool multiply(const Weights&, const Table&, const Inputs&, float* y, const Parallel&);
 
 // The fastest table this machine runs, or the one that a name of AWP_ISA asks for; null for an unknown or missing one.

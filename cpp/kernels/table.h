@@ -23,8 +23,10 @@ struct Weights {
   const std::uint64_t* zeros;    // [tiles][groups], nibble r of row r; null: 8 everywhere
   const std::uint64_t* offsets;  // [tiles + 1], a tile's first code; null: every block keeps `kept`
   std::size_t rows, inputs, group, kept;  // group: kBlock or 2 kBlock
+  bool gated = false;  // the first half of the rows is a gate of the second: y = silu(x G^T) (x U^T), as in SwiGLU
 
   AWP_INLINE std::size_t tiles() const { return (rows + kTile - 1) / kTile; }
+  AWP_INLINE std::size_t outputs() const { return gated ? rows / 2 : rows; }
   AWP_INLINE std::size_t blocks() const { return inputs / kBlock; }
   // Without a division, which the kernels would wait for in every group.
   AWP_INLINE std::size_t groups() const { return group == kBlock ? blocks() : blocks() / 2; }

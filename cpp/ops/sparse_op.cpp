@@ -1,4 +1,5 @@
-// awp_edge::SparseMatMulNBits for ONNX Runtime: y = A W^T for a packed sparse INT4 weight.
+// Operators for ONNX Runtime, for a packed sparse INT4 weight W: awp_edge::SparseMatMulNBits, y = A W^T, and
+// awp_edge::SparseGatedMatMulNBits, y = silu(A G^T) (A U^T) with the rows of W those of G, then those of U (SwiGLU).
 //
 // Inputs: A float [..., K]; masks uint64; codes uint8; scales float16; zeros uint64 (optional); offsets uint64 (optional).
 // All but A must be constants of the model: they are checked once, when the session is made, and used where they lie.
@@ -38,7 +39,7 @@ struct Kernel {
 
 OrtStatus* refuse(const OrtApi* api, const char* what) {
   char message[256];
-  std::snprintf(message, sizeof message, "awp_edge::SparseMatMulNBits: %s", what);
+  std::snprintf(message, sizeof message, "awp_edge: %s", what);
   return ort::CreateStatus(api, ORT_INVALID_ARGUMENT, message);
 }
 
@@ -116,12 +117,14 @@ OrtStatus* read_options(const OrtApi* api, const OrtKernelInfo* info, Kernel* ke
   return kernel->table ? nullptr : refuse(api, "AWP_ISA names an instruction set that this machine does not run");
 }
 
+template <bool Gated>
 OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** out) {
   std::unique_ptr<Kernel> kernel(new (std::nothrow) Kernel{});
   if (!kernel) return refuse(api, "out of memory");
   kernel->api = api;
   if (OrtStatus* bad = read_options(api, info, kernel.get())) return bad;
   Packed packed{};
+  packed.gated = Gated;
   if (OrtStatus* bad = read_weights(kernel.get(), info, &packed)) return bad;
   if (!packed.masks || !packed.codes || !packed.scales) return refuse(api, "weights must be constants of the model");
   if (const char* wrong = check(packed, &kernel->weights)) return refuse(api, wrong);
@@ -167,7 +170,7 @@ OrtStatus* compute(void* op_kernel, OrtKernelContext* context) {
   if (OrtStatus* bad = shape_of(api, a, &shape)) return bad;
   if (shape.count == 0 || shape.dimensions[shape.count - 1] != static_cast<std::int64_t>(kernel.weights.inputs))
     return refuse(api, "the last dimension of A must be K");
-  shape.dimensions[shape.count - 1] = static_cast<std::int64_t>(kernel.weights.rows);
+  shape.dimensions[shape.count - 1] = static_cast<std::int64_t>(kernel.weights.outputs());
   OrtValue* output = nullptr;
   if (OrtStatus* bad = ort::KernelContext_GetOutput(api, context, std::size_t{0}, shape.dimensions, shape.count, &output))
     return bad;
@@ -182,10 +185,11 @@ OrtStatus* compute(void* op_kernel, OrtKernelContext* context) {
 }
 
 // The plain functions of the first interface are never called: version says that the later ones are there.
+template <bool Gated>
 const OrtCustomOp kOperator = {
     ort::kApiVersion,
     nullptr,
-    [](const OrtCustomOp*) { return "SparseMatMulNBits"; },
+    [](const OrtCustomOp*) { return Gated ? "SparseGatedMatMulNBits" : "SparseMatMulNBits"; },
     [](const OrtCustomOp*) { return "CPUExecutionProvider"; },
     [](const OrtCustomOp*, std::size_t index) { return kTypes[index]; },
     [](const OrtCustomOp*) { return kInputs; },
@@ -200,7 +204,7 @@ const OrtCustomOp kOperator = {
     [](const OrtCustomOp*) { return 0; },
     [](const OrtCustomOp*) { return 0; },
     [](const OrtCustomOp*) { return 0; },
-    create,
+    create<Gated>,
     compute,
     nullptr,
     [](const OrtCustomOp*) { return 1; },
@@ -217,7 +221,8 @@ struct Domain {
   OrtStatus* bad = nullptr;
   explicit Domain(const OrtApi* api) {
     bad = ort::CreateCustomOpDomain(api, "awp_edge", &domain);
-    if (bad == nullptr) bad = ort::CustomOpDomain_Add(api, domain, &kOperator);
+    if (bad == nullptr) bad = ort::CustomOpDomain_Add(api, domain, &kOperator<false>);
+    if (bad == nullptr) bad = ort::CustomOpDomain_Add(api, domain, &kOperator<true>);
   }
 };
 
@@ -231,6 +236,6 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
     return ort::CreateStatus(base->GetApi(1), ORT_FAIL, "awp_edge needs ONNX Runtime 1.17 or newer");
   }
   static const Domain domain(api);
-  if (domain.bad != nullptr) return ort::CreateStatus(api, ORT_FAIL, "awp_edge could not register its operator");
+  if (domain.bad != nullptr) return ort::CreateStatus(api, ORT_FAIL, "awp_edge could not register its operators");
   return ort::AddCustomOpDomain(api, options, domain.domain);
 }

@@ -53,7 +53,7 @@ class Sample {
     const std::size_t tiles = (c.rows + kTile - 1) / kTile, groups = c.blocks * kBlock / c.group;
     packed_ = {static_cast<std::int64_t>(c.rows), static_cast<std::int64_t>(c.blocks * kBlock),
                static_cast<std::int64_t>(c.group), c.kept, nullptr, tiles * c.blocks * kTile, nullptr, 0,
-               nullptr, tiles * groups * kTile, nullptr, 0, nullptr, 0};
+               nullptr, tiles * groups * kTile, nullptr, 0, nullptr, 0, 0};
     std::uint64_t* masks = make<std::uint64_t>(packed_.n_masks, c.at_start);
     // Any number up to a limit that eight rows of two blocks reach, since kernels may have a shorter way for some.
     const std::size_t limits[] = {48, 49, 32, 64, 33};

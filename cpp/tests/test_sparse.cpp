@@ -29,14 +29,14 @@ void test_damaged(unsigned seed) {
   const std::vector<Case> all = cases();
   Sample sample(all[random() % all.size()], seed);
   Packed packed = sample.packed();
-  std::int64_t* numbers[] = {&packed.rows, &packed.inputs, &packed.group, &packed.kept};
+  std::int64_t* numbers[] = {&packed.rows, &packed.inputs, &packed.group, &packed.kept, &packed.gated};
   std::size_t* sizes[] = {&packed.n_masks, &packed.n_codes, &packed.n_scales, &packed.n_zeros, &packed.n_offsets};
   const std::int64_t odd[] = {-1, 0, 1, 63, 65, 128, std::int64_t{1} << 31, std::int64_t{1} << 62, INT64_MIN, INT64_MAX};
   auto* masks = const_cast<std::uint64_t*>(packed.masks);
   auto* offsets = const_cast<std::uint64_t*>(packed.offsets);
   switch (random() % 6) {
-    case 0: *numbers[random() % 4] = odd[random() % 10]; break;
-    case 1: *numbers[random() % 4] += random() % 2 ? 1 : -1; break;
+    case 0: *numbers[random() % 5] = odd[random() % 10]; break;
+    case 1: *numbers[random() % 5] += random() % 2 ? 1 : -1; break;
     case 2: *sizes[random() % 5] = random() % 2 ? 0 : std::size_t{1} << random() % 64; break;
     case 3: masks[random() % packed.n_masks] ^= std::uint64_t{1} << random() % 64; break;
     case 4: packed.n_codes -= std::min<std::size_t>(packed.n_codes, 1 + random() % 200); break;
@@ -100,6 +100,39 @@ void test_threads(const char* isa) {
   }
 }
 
+// A gated product is silu of the first half of the rows times the second, on any number of threads.
+void test_gate(const char* isa) {
+  const Table* table = choose(isa);
+  if (!table) return;
+  for (const int kept : {32, -1}) {
+    Sample sample({192, 8, 64, kept, true, false}, 8);
+    Packed packed = sample.packed();
+    Weights plain, gated;
+    check(check(packed, &plain) == nullptr, "check");
+    packed.gated = 1;
+    check(check(packed, &gated) == nullptr && gated.outputs() == 96, "a gated weight");
+    const std::vector<float> x = normal<float>(9 * plain.inputs, 9);
+    for (const std::size_t rows : {1, 9})
+      for (const Level level : {Level::float_inputs, Level::int8_inputs}) {
+        std::vector<float> both(rows * 192), one(rows * 96), three(one.size());
+        const Inputs in{x.data(), rows, true, level};
+        check(multiply(plain, *table, in, both.data(), {run_here, nullptr}), "multiply");
+        check(multiply(gated, *table, in, one.data(), {run_here, nullptr}), "multiply");
+        check(multiply(gated, *table, in, three.data(), {run_on_three, nullptr}), "multiply");
+        check(one == three, "threads of a gated product", kept, static_cast<long>(rows));
+        for (std::size_t i = 0; i < one.size(); ++i) {
+          const double gate = both[i / 96 * 192 + i % 96], up = both[i / 96 * 192 + 96 + i % 96];
+          const double wanted = gate / (1 + std::exp(-gate)) * up;
+          check(std::abs(one[i] - wanted) <= 1e-6 * std::abs(wanted) + 1e-30, "a gated product", kept, static_cast<long>(i));
+        }
+      }
+    packed.gated = 2;
+    check(check(packed, &gated) != nullptr, "gated is 0 or 1");
+    packed.gated = 1, packed.rows = 176;
+    check(check(packed, &gated) != nullptr, "a gate in whole tiles");
+  }
+}
+
 void test_quantize() {
   Sample sample({16, 1, 64, 32, false, false}, 3);
   Weights w;
@@ -137,7 +170,7 @@ int main(int argc, char** argv) {
     }
   check(choose("nonsense") == nullptr && choose("base") == &kReference, "choose");
   test_driver();
-  for (const char* isa : {"base", "avx2", "avx512", "avx512vnni", "neon", "neondot"}) test_threads(isa);
+  for (const char* isa : {"base", "avx2", "avx512", "avx512vnni", "neon", "neondot"}) test_threads(isa), test_gate(isa);
   test_quantize();
   for (unsigned seed = 0; seed < damaged; ++seed) test_damaged(seed);
   return result("sparse");
