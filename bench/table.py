@@ -1,6 +1,8 @@
-"""Keep a table that `awp-edge table all ... --out DIR` made: `python bench/table.py DIR`.
+"""Keep a table that `awp-edge table all ... --out DIR` made: `python bench/table.py DIR [--join]`.
 
-Writes bench/results/table.json without the errors of single layers, and copies the plots to docs/.
+Writes bench/results/table.json without the errors of single layers, and copies the plots to docs/. With `--join` rows
+of the folder take the place of the same rows on record, or come after them, and everything else stays: for rows that
+were measured again, on other days or machines. The plots are left, because they need the layers of all rows.
 """
 
 from __future__ import annotations
@@ -8,24 +10,60 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS
+
+from awp_edge.cli.steps import where_and_when
+from awp_edge.table import rivals
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PLOTS = ("perplexity", "layers", "convergence")
 
 
+def joined(kept: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results on record with other rows of the same texts and calibration in the place of theirs.
+
+    Raises:
+        SystemExit: rows that were measured on other texts.
+    """
+    if _texts(kept) != _texts(added):
+        raise SystemExit(f"the rows on record are of {_texts(kept)}, the others of {_texts(added)}")
+    rows = {(row["method"], row["setting"]): row for result in (kept, added) for row in result["rows"]}
+    every = [*kept["made"], *added["made"]]
+    made = sorted(
+        (one for i, one in enumerate(every) if one not in every[:i]), key=lambda one: str(one["date"])
+    )
+    protocol = f"{kept['protocol'].rpartition('; ')[0]}; {where_and_when(made)}."
+    found = list(rows.values())
+    return {**kept, "rows": found, "rivals": rivals(found), "made": made, "protocol": protocol}
+
+
+def _texts(result: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """Return what was evaluated: windows, and the dense model's perplexity on them."""
+    return {
+        label: (dense["windows"], f"{dense['perplexity']:.3f}")
+        for label, dense in sorted(result["dense"].items())
+    }
+
+
 def main() -> None:
-    """Copy one finished table."""
+    """Copy one finished table, or join its rows to those on record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the --out of awp-edge table")
-    folder = parser.parse_args().folder
-    result = json.loads((folder / "all.json").read_text())
+    parser.add_argument("--join", action="store_true", help="leave the rows on record that the folder lacks")
+    options = parser.parse_args()
+    result = json.loads((options.folder / "all.json").read_text())
     rows = [{key: value for key, value in row.items() if key != "layers"} for row in result["rows"]]
-    (RESULTS / "table.json").write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
-    for plot in PLOTS:
-        shutil.copyfile(folder / f"all-{plot}.svg", DOCS / f"methods-{plot}.svg")
+    result = {**result, "rows": rows}
+    path = RESULTS / "table.json"
+    if options.join:
+        result = joined(json.loads(path.read_text()), result)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for plot in () if options.join else PLOTS:
+        shutil.copyfile(options.folder / f"all-{plot}.svg", DOCS / f"methods-{plot}.svg")
 
 
 if __name__ == "__main__":

@@ -131,6 +131,27 @@ def test_the_best_of_equal_storage_are_put_side_by_side() -> None:
     assert pair["sparse"]["method"] == pair["dense"]["method"] == "awp-plus"
 
 
+def test_rows_measured_again_join_those_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "bench"))
+    from table import joined
+
+    def result(day: str, *rows: tuple[str, str, float]) -> dict[str, Any]:
+        made = [{"date": day, "machine": {"cpu": f"CPU of {day}", "cores": 2}}]
+        return {"dense": {"wiki": {"windows": 5, "perplexity": 19.26}}, "rows": [pooled([run(*row)]) for row in rows],
+                "rivals": [], "made": made, "protocol": f"5 windows; CPU of {day}, 2 cores, {day}."}  # fmt: skip
+
+    kept = result("2026-01-01", ("wanda", "50% + INT4", 58.0), ("rtn", "INT3", 67.0))
+    both = joined(kept, result("2026-01-03", ("rtn", "INT3", 66.0), ("awp", "INT3", 50.0)))
+    assert [row["perplexity"] for row in both["rows"]] == [58, 66, 50]
+    assert both["rivals"][0]["dense"]["method"] == "awp"
+    assert both["protocol"] == (
+        "5 windows; CPU of 2026-01-01, 2 cores and CPU of 2026-01-03, 2 cores, 2026-01-01 to 2026-01-03."
+    )
+    assert joined(both, kept)["made"] == both["made"]
+    with pytest.raises(SystemExit, match="the rows on record are of"):
+        joined(kept, {**kept, "dense": {"wiki": {"windows": 4, "perplexity": 19.26}}})
+
+
 def test_markdown_and_plots(tmp_path: Path) -> None:
     rows = [
         pooled([run("rtn", "INT3", 66.81)]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,13 @@ def folder_name(row: str) -> str:
 def finished_steps(folder: Path) -> str:
     """Say what an interrupted run leaves: its steps, and the blocks that a compression had finished."""
     return f"what was finished is kept in {folder}; give the same command to go on"
+
+
+def where_and_when(made: Sequence[Mapping[str, Any]]) -> str:
+    """Say on which machines and between which days steps were measured, in the order of `Steps.made`."""
+    places = dict.fromkeys(f"{one['machine']['cpu']}, {one['machine']['cores']} cores" for one in made)
+    days = dict.fromkeys((made[0]["date"], made[-1]["date"]))
+    return f"{' and '.join(places)}, {' to '.join(days)}"
 
 
 class Steps:
@@ -62,13 +69,8 @@ class Steps:
 
     def origin(self) -> str:
         """Say where and when the steps taken in this run were measured, which need not be here and today."""
-        made, parts = self.made(), []
-        if made:
-            places = dict.fromkeys(
-                f"{one['machine']['cpu']}, {one['machine']['cores']} cores" for one in made
-            )
-            days = dict.fromkeys((made[0]["date"], made[-1]["date"]))
-            parts = [" and ".join(places), " to ".join(days)]
+        made = self.made()
+        parts = [where_and_when(made)] if made else []
         silent = sum("made" not in self.done[name] for name in self._taken)
         if silent:
             parts.append(f"{silent} of {len(self._taken)} steps on an unknown machine and day")
