@@ -56,6 +56,11 @@ def require_library() -> Path:
 @cache
 def _library() -> Any:
     library = ctypes.CDLL(str(require_library()))
+    size = getattr(library, "awp_edge_packed_size", None)
+    if size is None or size() != ctypes.sizeof(_Packed):
+        raise AwpError(
+            "the operator library is of another version than this package: install the package again"
+        )
     for name in ("version", "isa", "check", "multiply"):
         getattr(library, f"awp_edge_{name}").restype = ctypes.c_char_p
     library.awp_edge_read.restype = ctypes.c_uint64

@@ -82,7 +82,9 @@ def _require_operators(library: Path) -> None:
         raise UsageError(f"operator library {library} is not a file")
     code = library.read_bytes()
     if not code.startswith(b"\x7fELF") or b"RegisterCustomOps" not in code or GATED.encode() not in code:
-        raise UsageError(f"{library} is not an operator library: give the libawp_edge_ops.so of a build")
+        raise UsageError(
+            f"{library} is not an operator library of this version: give the libawp_edge_ops.so of a build"
+        )
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,13 @@ def multiply_gated(packed: SparseLinear, x: Floats) -> Floats:
 
 
 def silu(x: Floats) -> Floats:
-    """Return x / (1 + e^-x) in float32, every operation rounded once; the exponential is that of Cephes' expf."""
+    """Return x / (1 + e^-x) in float32, every operation rounded once; the exponential is that of Cephes' expf.
+
+    An x below -88 counts as -88, whose product is 0 but for 37 digits.
+    """
     f = np.float32
-    t = np.minimum(np.maximum(-x, f(-87)), f(88))
+    x = np.maximum(x, f(-88))
+    t = np.maximum(-x, f(-87))
     n = (t * f(1.44269504) + f(12582912)) - f(12582912)
     r = (t - n * f(0.693359375)) - n * f(-2.12194440e-4)
     p = np.full_like(r, f(1.9875691500e-4))

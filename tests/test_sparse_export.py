@@ -153,7 +153,8 @@ def test_a_library_for_another_processor(source: Path, tmp_path: Path) -> None:
         list(EdgeModel(summary.folder).logits([1]))
     (tmp_path / "note.txt").write_text("no library")
     with pytest.raises(
-        UsageError, match=r"note\.txt is not an operator library: give the libawp_edge_ops\.so"
+        UsageError,
+        match=r"note\.txt is not an operator library of this version: give the libawp_edge_ops\.so",
     ):
         ExportOptions(operator_library=tmp_path / "note.txt")
     with pytest.raises(UsageError, match="is not a file"):

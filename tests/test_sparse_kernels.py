@@ -66,6 +66,7 @@ def test_silu_is_within_a_few_units_in_the_last_place() -> None:
     exact = x / (1 + np.exp(-x.astype(np.float64)))
     found = sparse_reference.silu(x)
     assert np.abs(found - exact).max(where=x < -87, initial=0) < 1e-35
+    assert (np.abs(sparse_reference.silu(np.float32([-1e35, -np.inf]))) < 1e-35).all()
     inside = x >= -87
     np.testing.assert_allclose(found[inside], exact[inside], rtol=4e-7, atol=0)
     assert np.isnan(sparse_reference.silu(np.float32([np.nan]))).all()
@@ -146,7 +147,7 @@ def test_the_library_needs_nothing_and_shows_nothing_else() -> None:
     shown = {line.split()[-1] for line in names.stdout.splitlines()}
     assert shown == {
         "RegisterCustomOps",
-        *(f"awp_edge_{name}" for name in ("version", "isa", "check", "multiply", "read")),
+        *(f"awp_edge_{name}" for name in ("version", "packed_size", "isa", "check", "multiply", "read")),
     }
     needed = subprocess.run([tools[1], library.require_library()], capture_output=True, text=True).stdout
     assert "libstdc++" not in needed and "onnxruntime" not in needed

@@ -21,6 +21,9 @@ extern "C" {
 AWP_EXPORT const char* awp_edge_version() { return "awp-edge " AWP_VERSION ", format 1"; }
 static_assert(kFormatVersion == 1, "awp_edge_version states the format");
 
+// The size of what the functions below take: a caller that knows another one is of another version.
+AWP_EXPORT std::size_t awp_edge_packed_size() { return sizeof(Packed); }
+
 // The kernels that a name of AWP_ISA stands for ("" or null: the best); null where this machine does not run them.
 AWP_EXPORT const char* awp_edge_isa(const char* isa) {
   const Table* table = choose(isa);
@@ -33,7 +36,8 @@ AWP_EXPORT const char* awp_edge_check(const Packed* packed) {
   return check(*packed, &weights);
 }
 
-// y[rows][N] = x[rows][K] W^T on the calling thread, `repeats` times; what went wrong, or null.
+// y[rows][N] = x[rows][K] W^T, or y[rows][N / 2] where W is gated, on the calling thread, `repeats` times; what went
+// wrong, or null.
 AWP_EXPORT const char* awp_edge_multiply(const Packed* packed, const char* isa, const float* x, std::size_t rows,
                                          int interleaved, int level, float* y, std::size_t repeats) {
   Weights weights;
