@@ -64,6 +64,7 @@ def _library() -> Any:
     for name in ("version", "isa", "check", "multiply"):
         getattr(library, f"awp_edge_{name}").restype = ctypes.c_char_p
     library.awp_edge_read.restype = ctypes.c_uint64
+    library.awp_edge_expanded_bytes.restype = ctypes.c_size_t
     return library
 
 
@@ -85,7 +86,7 @@ def check(packed: SparseLinear, *, gated: bool = False) -> str | None:
 
 
 def multiply(packed: SparseLinear, x: Floats, *, accuracy_level: int = 4, isa: str = "", repeats: int = 1,
-             gated: bool = False) -> Floats:  # fmt: skip
+             gated: bool = False, expand: bool = False) -> Floats:  # fmt: skip
     """Return x W^T on the calling thread, (rows, N) float32; the interpreter lock is released.
 
     Args:
@@ -94,6 +95,7 @@ def multiply(packed: SparseLinear, x: Floats, *, accuracy_level: int = 4, isa: s
         accuracy_level: 4 for int8 inputs, 0 for float32.
         isa: a name of AWP_ISA; the best by default.
         repeats: how often to do it, for measurements.
+        expand: expand the weight first where the operator does so for single tokens, see `expanded_bytes`.
         gated: the rows are those of a gate G and of as many others U: silu(x G^T) (x U^T), (rows, N / 2).
 
     Raises:
@@ -105,11 +107,19 @@ def multiply(packed: SparseLinear, x: Floats, *, accuracy_level: int = 4, isa: s
     out = np.empty((len(inputs), packed.shape[0] // (2 if gated else 1)), dtype=np.float32)
     wrong = _library().awp_edge_multiply(
         ctypes.byref(_describe(packed, gated=gated)), isa.encode(), _pointer(inputs), ctypes.c_size_t(len(inputs)),
-        int(packed.interleaved), accuracy_level, _pointer(out), ctypes.c_size_t(repeats),
+        int(packed.interleaved), accuracy_level, _pointer(out), ctypes.c_size_t(repeats), int(expand),
     )  # fmt: skip
     if wrong is not None:
         raise ValueError(wrong.decode())
     return out
+
+
+def expanded_bytes(packed: SparseLinear, isa: str = "") -> int:
+    """Return the bytes that the operator keeps of a weight beside it: four bits for every input, for single tokens.
+
+    0 where the kernels expand fast enough as they go, and where AWP_EXPAND=0 forbids it. At accuracy level 4 only.
+    """
+    return int(_library().awp_edge_expanded_bytes(ctypes.byref(_describe(packed, gated=False)), isa.encode()))
 
 
 def read(data: NDArray[np.uint64]) -> int:

@@ -2,7 +2,8 @@
 
 DECA (arXiv 2505.19349) writes the speed of a product of compressed weights as the smallest of three: memory bandwidth
 times weights a byte, what the vector units decode, what the multipliers take. All three are measured here with the
-operator's own kernels; a decode speed beside them says how near the limit it is.
+operator's own kernels; a decode speed beside them says how near the limit it is. Where the operator keeps weights
+expanded (`library.expanded_bytes`), it is those that are read and multiplied.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def measure(*, threads: int, kept: int = 32, group: int = 64, accuracy_level: in
     read = _rate(lambda i: library.read(buffers[i]), READ_BYTES, threads=threads)
     weights = small.shape[0] * small.shape[1]
     decode = _rate(
-        lambda i: library.multiply(small, one, accuracy_level=accuracy_level, repeats=DECODES),
+        lambda i: library.multiply(
+            small, one, accuracy_level=accuracy_level, repeats=DECODES, expand=accuracy_level == 4
+        ),
         DECODES * weights,
         threads=threads,
     )
@@ -86,10 +89,17 @@ def measure(*, threads: int, kept: int = 32, group: int = 64, accuracy_level: in
         threads=threads,
     )
     bits = 8 * (small.n_bytes - 2 * GUARD) / weights
+    read_bits = bits + 8 * read_besides(small, accuracy_level=accuracy_level) / weights
     return {
         "kernels": library.kernels(), "threads": threads, "bits_per_weight": bits, "read_gb_s": read / 1e9,
-        "memory_gweights": read * 8 / bits / 1e9, "decode_gweights": decode / 1e9, "matrix_gweights": matrix / 1e9,
+        "memory_gweights": read * 8 / read_bits / 1e9, "decode_gweights": decode / 1e9, "matrix_gweights": matrix / 1e9,
     }  # fmt: skip
+
+
+def read_besides(packed: SparseLinear, *, accuracy_level: int) -> int:
+    """Return how many bytes more than the stored ones a token reads of a weight that is kept expanded; else 0."""
+    expanded = library.expanded_bytes(packed) if accuracy_level == 4 else 0
+    return expanded - packed.masks.nbytes - (packed.codes.nbytes - 2 * GUARD) if expanded else 0
 
 
 def _rate(work: Callable[[int], object], amount: int, *, threads: int, runs: int = 5) -> float:

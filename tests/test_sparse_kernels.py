@@ -46,9 +46,19 @@ def test_int8_inputs_give_the_bits_of_the_reference(kind: str, isa: str) -> None
     packed = packed_layer(kind)
     for rows in (1, 3, 4, 9):
         x = inputs(packed, rows)
-        np.testing.assert_array_equal(
-            library.multiply(packed, x, isa=isa), sparse_reference.multiply(packed, x)
-        )
+        wanted = sparse_reference.multiply(packed, x)
+        np.testing.assert_array_equal(library.multiply(packed, x, isa=isa), wanted)
+        np.testing.assert_array_equal(library.multiply(packed, x, isa=isa, expand=True), wanted)
+
+
+def test_what_is_kept_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "avx2" not in ISAS:
+        pytest.skip("no AVX2")
+    wide, few = packed_layer("32/64, odd blocks, tail rows"), packed_layer("16/64")
+    assert library.expanded_bytes(wide, "avx2") == 48 * 192 // 2
+    assert library.expanded_bytes(few, "avx2") == library.expanded_bytes(wide, "base") == 0
+    monkeypatch.setenv("AWP_EXPAND", "0")
+    assert library.expanded_bytes(wide, "avx2") == 0
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -57,8 +67,10 @@ def test_gated_products_give_the_bits_of_the_reference(kept: int | None, isa: st
     packed = pack_sparse(random_layer((64, 192), kept=kept, turned=kept is not None))
     for rows in (1, 3, 9):
         x = inputs(packed, rows) * np.float32(3)  # gates far to either side
-        found = library.multiply(packed, x, isa=isa, gated=True)
-        np.testing.assert_array_equal(found, sparse_reference.multiply_gated(packed, x))
+        wanted = sparse_reference.multiply_gated(packed, x)
+        for expand in (False, True):
+            found = library.multiply(packed, x, isa=isa, gated=True, expand=expand)
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_silu_is_within_a_few_units_in_the_last_place() -> None:
@@ -147,7 +159,10 @@ def test_the_library_needs_nothing_and_shows_nothing_else() -> None:
     shown = {line.split()[-1] for line in names.stdout.splitlines()}
     assert shown == {
         "RegisterCustomOps",
-        *(f"awp_edge_{name}" for name in ("version", "packed_size", "isa", "check", "multiply", "read")),
+        *(
+            f"awp_edge_{name}"
+            for name in ("version", "packed_size", "isa", "check", "expanded_bytes", "multiply", "read")
+        ),
     }
     needed = subprocess.run([tools[1], library.require_library()], capture_output=True, text=True).stdout
     assert "libstdc++" not in needed and "onnxruntime" not in needed

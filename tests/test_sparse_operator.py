@@ -13,7 +13,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from awp_edge.export import sparse_reference  # noqa: E402
+from awp_edge.export import library, sparse_reference  # noqa: E402
 from awp_edge.export.passes.sparse import GATED  # noqa: E402
 from awp_edge.export.sparse_packing import SparseLinear, pack_sparse  # noqa: E402
 from sparse_graphs import attributes, model, parts, session  # noqa: E402
@@ -87,6 +87,18 @@ def test_a_gate_in_broken_tiles_is_refused() -> None:
     packed = pack_sparse(random_layer((48, 64)))
     with pytest.raises(Exception, match="must have equally many rows, a multiple of 16"):
         session(model(parts(packed), attributes(packed), operator=GATED))
+
+
+@pytest.mark.parametrize("expand", ["", "0"])
+@pytest.mark.skipif(library.kernels("avx2") is None, reason="no AVX2")
+def test_expanded_weights_give_the_same_bits(
+    packed: SparseLinear, monkeypatch: pytest.MonkeyPatch, expand: str
+) -> None:
+    monkeypatch.setenv("AWP_ISA", "avx2")
+    monkeypatch.setenv("AWP_EXPAND", expand)
+    a = np.random.default_rng(0).standard_normal((2, 192)).astype(np.float32)
+    (y,) = session(model(parts(packed), attributes(packed))).run(None, {"a": a})
+    np.testing.assert_array_equal(y, sparse_reference.multiply(packed, a))
 
 
 def test_symmetric_layers_have_no_zeros() -> None:

@@ -174,6 +174,7 @@ void add_last(Floats16& total, const Weights& w, std::size_t tile, const std::ui
   add_group(total, sums, w, tile, block, input);
 }
 
+#include "avx2_nibbles.inc"
 #include "avx2_ranks.inc"
 
 template <bool Fixed, bool Wide> void decode_tile(const Weights& w, std::size_t tile, const Quantized& input, float* y) {
@@ -368,6 +369,6 @@ void dense_float(const Weights& w, std::size_t tile, const Expanded* expanded, c
 
 }  // namespace
 
-constexpr Table kAvx2{"avx2", quantize, decode, expand, dense, dense_float};
+constexpr Table kAvx2{"avx2", quantize, decode, expand, dense, dense_float, decode_nibbles};
 
 }  // namespace awp::kernels

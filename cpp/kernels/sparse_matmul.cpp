@@ -10,6 +10,7 @@ namespace awp::kernels {
 namespace {
 
 constexpr std::int64_t kMost = std::int64_t{1} << 31;  // rows or inputs; products of two and 16 stay below 2^63
+constexpr std::size_t kFewCodes = 16;                  // of a block; they decode fast enough everywhere
 constexpr std::size_t kFewRows = 3;                    // up to here decoding again costs less than expanding
 constexpr std::size_t kTasks = 32;                     // at most: enough for threads of unequal speed
 constexpr std::size_t kTaskWeights = 1 << 15;          // at least, for a thread to be worth waking
@@ -156,12 +157,16 @@ struct Job {
       table.dense_float(w, tile, expanded, ordered, in.rows, to, stride);
   }
 
+  void decode_row(std::size_t tile, std::size_t row, float* sixteen) const {
+    (w.nibbles ? table.decode_nibbles : table.decode)(w, tile, rows[row], sixteen);
+  }
+
   void decode(std::size_t tile) {
     float sixteen[kTile], up[kTile];
     for (std::size_t row = 0; row < in.rows; ++row) {
-      table.decode(w, tile, rows[row], sixteen);
+      decode_row(tile, row, sixteen);
       if (w.gated) {
-        table.decode(w, output_tiles() + tile, rows[row], up);
+        decode_row(output_tiles() + tile, row, up);
         apply_gate(sixteen, up, sixteen);
       }
       put(tile, row, sixteen);
@@ -198,6 +203,28 @@ const char* check(const Packed& packed, Weights* out) {
     return "a tensor is not aligned to its elements";
   *out = w;
   return check_codes(packed, w);
+}
+
+std::size_t nibble_bytes(const Weights& w, const Table& table) {
+  const char* wish = std::getenv("AWP_EXPAND");
+  const bool few = w.offsets == nullptr && w.kept <= kFewCodes;
+  if (table.decode_nibbles == nullptr || few || (wish != nullptr && std::strcmp(wish, "0") == 0)) return 0;
+  return w.tiles() * w.tile_nibbles();
+}
+
+bool fill_nibbles(const Weights& w, const Table& table, std::uint8_t* out) {
+  const Buffer<Expanded> expanded = allocate<Expanded>(w.inputs * kTile);
+  if (!expanded) return false;
+  for (std::size_t tile = 0; tile < w.tiles(); ++tile) {
+    table.expand(w, tile, expanded.get());
+    for (std::size_t block = 0; block < w.blocks(); ++block)
+      for (std::size_t row = 0; row < kTile; ++row)
+        for (std::size_t j = 0; j < kBlock / 2; ++j) {
+          const Expanded* at = expanded.get() + (block * kBlock + j) / 4 * 4 * kTile + 4 * row + j % 4;
+          *out++ = static_cast<std::uint8_t>(*at | at[kBlock / 2 * kTile] << 4);
+        }
+  }
+  return true;
 }
 
 bool multiply(const Weights& w, const Table& table, const Inputs& in, float* y, const Parallel& parallel) {

@@ -24,10 +24,14 @@ struct Weights {
   const std::uint64_t* offsets;  // [tiles + 1], a tile's first code; null: every block keeps `kept`
   std::size_t rows, inputs, group, kept;  // group: kBlock or 2 kBlock
   bool gated = false;  // the first half of the rows is a gate of the second: y = silu(x G^T) (x U^T), as in SwiGLU
+  const std::uint8_t* nibbles = nullptr;  // all weights as `decode_nibbles` reads them, or null
 
   AWP_INLINE std::size_t tiles() const { return (rows + kTile - 1) / kTile; }
   AWP_INLINE std::size_t outputs() const { return gated ? rows / 2 : rows; }
   AWP_INLINE std::size_t blocks() const { return inputs / kBlock; }
+  // A tile with every weight in four bits, pruned ones at their zero point: [blocks][16 rows][32], the inputs j and
+  // j + 32 of a block in byte j, the first in the low nibble.
+  AWP_INLINE std::size_t tile_nibbles() const { return blocks() * kTile * (kBlock / 2); }
   // Without a division, which the kernels would wait for in every group.
   AWP_INLINE std::size_t groups() const { return group == kBlock ? blocks() : blocks() / 2; }
   // The codes of a tile where every block keeps the same number.
@@ -61,6 +65,8 @@ struct Table {
   // The same for float inputs, x[i * inputs + ...] in the order of the blocks; sums are not rounded alike everywhere.
   void (*dense_float)(const Weights&, std::size_t tile, const Expanded*, const float* x, std::size_t count, float* y,
                       std::size_t stride);
+  // As `decode`, from Weights::nibbles; null where `decode` itself keeps up with memory.
+  void (*decode_nibbles)(const Weights&, std::size_t tile, const Quantized&, float* y) = nullptr;
 };
 
 extern const Table kReference, kAvx2, kAvx512, kAvx512Vnni, kNeon, kNeonDot;

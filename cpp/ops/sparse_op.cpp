@@ -2,7 +2,8 @@
 // awp_edge::SparseGatedMatMulNBits, y = silu(A G^T) (A U^T) with the rows of W those of G, then those of U (SwiGLU).
 //
 // Inputs: A float [..., K]; masks uint64; codes uint8; scales float16; zeros uint64 (optional); offsets uint64 (optional).
-// All but A must be constants of the model: they are checked once, when the session is made, and used where they lie.
+// All but A must be constants of the model: they are checked once, when the session is made, and used where they lie, but
+// for single tokens on processors that expand them too slowly: there they are kept in four bits for every input as well.
 // Attributes, all integers: format_version, K, N, block_size, kept, interleaved, accuracy_level.
 #include <cstdio>
 #include <cstdlib>
@@ -35,6 +36,7 @@ struct Kernel {
   Level level;
   bool given[kInputs];                          // which constants there are
   std::unique_ptr<void, Free> copies[kInputs];  // of constants that do not lie at a multiple of their element's size
+  std::unique_ptr<void, Free> nibbles;          // the weights expanded, where that makes single tokens faster
 };
 
 OrtStatus* refuse(const OrtApi* api, const char* what) {
@@ -117,6 +119,16 @@ OrtStatus* read_options(const OrtApi* api, const OrtKernelInfo* info, Kernel* ke
   return kernel->table ? nullptr : refuse(api, "AWP_ISA names an instruction set that this machine does not run");
 }
 
+OrtStatus* expand(Kernel* kernel) {
+  const std::size_t bytes = kernel->level == Level::int8_inputs ? nibble_bytes(kernel->weights, *kernel->table) : 0;
+  if (bytes == 0) return nullptr;
+  kernel->nibbles.reset(std::aligned_alloc(64, bytes));
+  auto* nibbles = static_cast<std::uint8_t*>(kernel->nibbles.get());
+  if (nibbles == nullptr || !fill_nibbles(kernel->weights, *kernel->table, nibbles)) return refuse(kernel->api, "out of memory");
+  kernel->weights.nibbles = nibbles;
+  return nullptr;
+}
+
 template <bool Gated>
 OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** out) {
   std::unique_ptr<Kernel> kernel(new (std::nothrow) Kernel{});
@@ -128,6 +140,7 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
   if (OrtStatus* bad = read_weights(kernel.get(), info, &packed)) return bad;
   if (!packed.masks || !packed.codes || !packed.scales) return refuse(api, "weights must be constants of the model");
   if (const char* wrong = check(packed, &kernel->weights)) return refuse(api, wrong);
+  if (OrtStatus* bad = expand(kernel.get())) return bad;
   const bool given[kInputs] = {true, true, true, true, packed.zeros != nullptr, packed.offsets != nullptr};
   std::memcpy(kernel->given, given, sizeof given);
   *out = kernel.release();

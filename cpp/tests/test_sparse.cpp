@@ -80,6 +80,31 @@ void test_driver() {
   check(multiply(w, table, {x.data(), 0, true, Level::int8_inputs}, nullptr, here), "no rows");
 }
 
+// Weights that were expanded beforehand give the bits of `decode`.
+void test_nibbles(const char* isa) {
+  const Table* table = choose(isa);
+  if (!table || !table->decode_nibbles) return;
+  unsigned seed = 0;
+  for (const Case& c : cases()) {
+    Sample sample(c, ++seed);
+    if (seed % 3 == 0) sample.enlarge();
+    Weights w;
+    check(check(sample.packed(), &w) == nullptr, "check");
+    const std::size_t bytes = nibble_bytes(w, *table);
+    check((bytes == 0) == (c.kept >= 0 && c.kept <= 16), "what is expanded", c.kept);
+    if (bytes == 0) continue;
+    Fenced nibbles(bytes, c.at_start);
+    const std::vector<float> x = normal<float>(2 * w.inputs, seed);
+    const Inputs in{x.data(), 2, true, Level::int8_inputs};
+    std::vector<float> stored(2 * w.rows), expanded(2 * w.rows);
+    check(multiply(w, *table, in, stored.data(), {run_here, nullptr}), "multiply");
+    check(fill_nibbles(w, *table, nibbles.as<std::uint8_t>()), "fill_nibbles");
+    w.nibbles = nibbles.as<std::uint8_t>();
+    check(multiply(w, *table, in, expanded.data(), {run_here, nullptr}), "multiply");
+    check(stored == expanded, "expanded weights", c.kept, static_cast<long>(w.blocks()));
+  }
+}
+
 // Several threads give the bits of one, for few rows and for many.
 void test_threads(const char* isa) {
   const Table* table = choose(isa);
@@ -170,7 +195,7 @@ int main(int argc, char** argv) {
     }
   check(choose("nonsense") == nullptr && choose("base") == &kReference, "choose");
   test_driver();
-  for (const char* isa : {"base", "avx2", "avx512", "avx512vnni", "neon", "neondot"}) test_threads(isa), test_gate(isa);
+  for (const char* isa : {"base", "avx2", "avx512", "avx512vnni", "neon", "neondot"}) test_threads(isa), test_gate(isa), test_nibbles(isa);
   test_quantize();
   for (unsigned seed = 0; seed < damaged; ++seed) test_damaged(seed);
   return result("sparse");
