@@ -37,7 +37,8 @@ def sparse(result: Result) -> str:
     )
     limits = measured["limits"]
     how = f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}"
-    rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {limits['bits_per_weight']:.2f} bits"
+    bits = 8 * limits["read_gb_s"] / limits["memory_gweights"]
+    rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {bits:.2f} bits"
     if "streamed_dense_us" in measured["rows"][0]:
         how += "; a sparse operator's ratio is that of its turns with the fastest dense one"
     note = (

@@ -51,10 +51,11 @@ class Operator:
     kind: str
     constants: Mapping[str, np.ndarray]
     attributes: Mapping[str, int]
+    besides: int = 0  # bytes that a single token reads more than are stored
 
     @property
     def n_bytes(self) -> int:
-        """Return the bytes a product reads."""
+        """Return the bytes that are stored."""
         return sum(array.nbytes for array in self.constants.values())
 
 
@@ -64,7 +65,7 @@ def sparse(shape: tuple[int, int], *, kept: int, group: int) -> Operator:
     name = f"{kept}/64" if kept >= 0 else "row 50%"
     return Operator(f"{name}, group {group}", "SparseMatMulNBits", _parts(packed), {
         "K": shape[1], "N": shape[0], "block_size": group, "kept": kept, "interleaved": int(packed.interleaved),
-        "accuracy_level": 4, "format_version": 1})  # fmt: skip
+        "accuracy_level": 4, "format_version": 1}, roofline.read_besides(packed, accuracy_level=4))  # fmt: skip
 
 
 def _parts(packed: SparseLinear) -> dict[str, np.ndarray]:
@@ -168,7 +169,12 @@ def measure(operators: Sequence[Operator], settings: Settings) -> list[dict[str,
     """
     rivals = [operator for operator in operators if operator.kind == "MatMulNBits"]
     rows = [
-        {"operator": o.name, "shape": [o.attributes["N"], o.attributes["K"]], "bytes": o.n_bytes}
+        {
+            "operator": o.name,
+            "shape": [o.attributes["N"], o.attributes["K"]],
+            "bytes": o.n_bytes,
+            "read_bytes": o.n_bytes + o.besides,
+        }
         for o in operators
     ]
     for what in ("streamed", "resident", "prefill"):
@@ -183,7 +189,7 @@ def measure(operators: Sequence[Operator], settings: Settings) -> list[dict[str,
             row |= {f"{what}_us": 1e6 * one, f"{what}_dense_us": 1e6 * other, f"{what}_speedup": other / one}
     for row in rows:
         row["streamed_gweights"] = 1e-3 * row["shape"][0] * row["shape"][1] / row["streamed_us"]
-        row["streamed_gb_s"] = 1e-3 * row["bytes"] / row["streamed_us"]
+        row["streamed_gb_s"] = 1e-3 * row["read_bytes"] / row["streamed_us"]
         row["resident_gweights"] = 1e-3 * row["shape"][0] * row["shape"][1] / row["resident_us"]
     return rows
 
