@@ -1,7 +1,7 @@
 // AVX2: masks are expanded a byte at a time. Two tables give, for 8 mask bits, where the kept codes lie in a window of
 // 16 bytes: codes of an even byte end at the window's middle, those of the odd byte after it begin there. So one
 // population count places a window for 16 inputs, and no count has to be added to the indices. Products of one row of
-// inputs with at most 32 codes a block have another way, in avx2_ranks.inc.
+// inputs have other ways: avx2_nibbles.inc for weights expanded beforehand, avx2_ranks.inc for at most 32 codes a block.
 #include <immintrin.h>
 
 #include "table.h"
