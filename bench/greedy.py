@@ -20,7 +20,7 @@ import torch
 from awp_edge.export.check import read_packed
 from awp_edge.export.graph import GRAPH_FILE, block_of
 from awp_edge.export.passes.common import name_of
-from awp_edge.export.passes.sparse import GATED, OPERATOR, read_sparse
+from awp_edge.export.passes.sparse import OPERATORS, read_sparse
 from awp_edge.export.runtime import EdgeModel
 from awp_edge.export.source import Source
 from awp_edge.export.sparse_packing import block_order
@@ -62,7 +62,7 @@ def emulation(compressed: Path, edge: Path, *, threads: int, double: bool = Fals
     double: in float64, norms excepted.
     """
     nodes = list(ir.load(edge / GRAPH_FILE).graph)
-    sparse = [read_sparse(node) for node in nodes if node.op_type in (OPERATOR, GATED)]
+    sparse = [read_sparse(node) for node in nodes if node.op_type in OPERATORS]
     if not sparse:
         raise AwpError(f"{edge} has no sparse layers; export it with --weights sparse --accuracy-level 4")
     model = TorchModel(compressed, threads=threads)

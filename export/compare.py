@@ -14,7 +14,7 @@ from ..storage import writing
 from .graph import GRAPH_FILE
 from .library import library_path
 from .measure import measure, require_sizes
-from .passes.sparse import GATED, OPERATOR, read_sparse
+from .passes.sparse import OPERATORS, read_sparse
 from .runtime import EdgeModel
 from .variants import VARIANTS, read_bytes, sparse_weights, weight_nodes, write_variant
 
@@ -71,7 +71,7 @@ def limits(graph: ir.Model, *, threads: int) -> dict[str, Any] | None:
         return None
     from . import roofline
 
-    nodes = [node for node in graph.graph if node.op_type in (OPERATOR, GATED)]
+    nodes = [node for node in graph.graph if node.op_type in OPERATORS]
     first = read_sparse(nodes[0]) if nodes else None
     kept, group = (first.kept, first.block_size) if first is not None else (32, 64)
     measured = roofline.measure(threads=threads, kept=kept, group=group)

@@ -20,7 +20,7 @@ from .manifest import MANIFEST_FILE, read_manifest, write_manifest
 from .packing import BLOCK_SIZES, PackedLinear, pack_linear
 from .passes.common import add_initializer, name_of, replace_node
 from .passes.pack import DOMAIN, pack_initializers
-from .passes.sparse import GATED, OPERATOR, read_sparse
+from .passes.sparse import GATED, OPERATOR, OPERATORS, read_sparse
 
 #: Kinds of storage by the names that results carry.
 VARIANTS = ("dense int4", "fp32")
@@ -30,13 +30,13 @@ Make = Callable[..., ir.Node]  # (graph, x, weight, name=...)
 
 def weight_nodes(model: ir.Model) -> list[ir.Node]:
     """Return the quantized nodes of the decoder blocks, sparse or dense, in graph order."""
-    kinds = (OPERATOR, GATED, "MatMulNBits")
+    kinds = (*OPERATORS, "MatMulNBits")
     return [node for node in model.graph if node.op_type in kinds and block_of(name_of(node)) is not None]
 
 
 def sparse_weights(model: ir.Model) -> int:
     """Return the number of weights that sparse nodes stand for, zeros counted."""
-    nodes = [node for node in model.graph if node.op_type in (OPERATOR, GATED)]
+    nodes = [node for node in model.graph if node.op_type in OPERATORS]
     return sum(int(node.attributes["K"].value) * int(node.attributes["N"].value) for node in nodes)
 
 
@@ -105,6 +105,6 @@ def _float_node(graph: ir.Graph, x: ir.Value | None, weight: Floats, *, name: st
 
 def read_bytes(model: ir.Model) -> int:
     """Return the bytes of constants that one token reads: those of every product, a shared table once."""
-    values = {id(v): v for node in model.graph if node.op_type in (OPERATOR, GATED, "MatMulNBits", "MatMul")
+    values = {id(v): v for node in model.graph if node.op_type in (*OPERATORS, "MatMulNBits", "MatMul")
               for v in node.inputs[1:] if v is not None and v.const_value is not None}  # fmt: skip
     return sum(v.const_value.nbytes for v in values.values() if v.const_value is not None)

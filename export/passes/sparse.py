@@ -12,7 +12,7 @@ from ..sparse_packing import FORMAT_VERSION, SparseLinear, can_join, joined
 from .common import add_initializer, array_of, name_of, replace_node, stem_of
 
 DOMAIN = "awp_edge"
-OPERATOR, GATED = "SparseMatMulNBits", "SparseGatedMatMulNBits"
+OPERATORS = OPERATOR, GATED = "SparseMatMulNBits", "SparseGatedMatMulNBits"
 #: Under these a gated node's metadata names the MatMul nodes that it took the place of, in the order of its rows.
 GATE, UP = "awp_edge.gate", "awp_edge.up"
 Pair = tuple[ir.Node, ir.Node]  # the MatMul nodes of a gate and of what it multiplies
