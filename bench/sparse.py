@@ -51,12 +51,19 @@ class Operator:
     kind: str
     constants: Mapping[str, np.ndarray]
     attributes: Mapping[str, int]
-    besides: int = 0  # bytes that a single token reads more than are stored
+    packed: SparseLinear | None = None
 
     @property
     def n_bytes(self) -> int:
         """Return the bytes that are stored."""
         return sum(array.nbytes for array in self.constants.values())
+
+    @property
+    def read_bytes(self) -> int:
+        """Return the bytes that a single token reads, in the form that this process's operators have come to use."""
+        if self.packed is None or not library.expands(self.packed):
+            return self.n_bytes
+        return self.n_bytes + roofline.read_besides(self.packed, accuracy_level=4)
 
 
 def sparse(shape: tuple[int, int], *, kept: int, group: int) -> Operator:
@@ -65,7 +72,7 @@ def sparse(shape: tuple[int, int], *, kept: int, group: int) -> Operator:
     name = f"{kept}/64" if kept >= 0 else "row 50%"
     return Operator(f"{name}, group {group}", "SparseMatMulNBits", _parts(packed), {
         "K": shape[1], "N": shape[0], "block_size": group, "kept": kept, "interleaved": int(packed.interleaved),
-        "accuracy_level": 4, "format_version": 1}, roofline.read_besides(packed, accuracy_level=4))  # fmt: skip
+        "accuracy_level": 4, "format_version": 1}, packed)  # fmt: skip
 
 
 def _parts(packed: SparseLinear) -> dict[str, np.ndarray]:
@@ -173,7 +180,6 @@ def measure(operators: Sequence[Operator], settings: Settings) -> list[dict[str,
             "operator": o.name,
             "shape": [o.attributes["N"], o.attributes["K"]],
             "bytes": o.n_bytes,
-            "read_bytes": o.n_bytes + o.besides,
         }
         for o in operators
     ]
@@ -187,7 +193,8 @@ def measure(operators: Sequence[Operator], settings: Settings) -> list[dict[str,
             beside.append(dense_one)
         for row, one, other in zip(rows, taken, beside, strict=True):
             row |= {f"{what}_us": 1e6 * one, f"{what}_dense_us": 1e6 * other, f"{what}_speedup": other / one}
-    for row in rows:
+    for row, operator in zip(rows, operators, strict=True):
+        row["read_bytes"] = operator.read_bytes
         row["streamed_gweights"] = 1e-3 * row["shape"][0] * row["shape"][1] / row["streamed_us"]
         row["streamed_gb_s"] = 1e-3 * row["read_bytes"] / row["streamed_us"]
         row["resident_gweights"] = 1e-3 * row["shape"][0] * row["shape"][1] / row["resident_us"]

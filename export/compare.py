@@ -64,7 +64,7 @@ def compare(
 def limits(graph: ir.Model, *, threads: int) -> dict[str, Any] | None:
     """Return the machine's three limits as tokens a second of this model, see `roofline`; None without the library.
 
-    memory: every constant that a token needs, as the operator keeps it, read once.  decode: its sparse weights expanded
+    memory: every constant that a token needs, in the faster form, read once.  decode: its sparse weights expanded
     and multiplied, from the cache.  matrix: the same for many tokens at once, a bound of prefill.
     """
     if library_path() is None:
@@ -77,8 +77,9 @@ def limits(graph: ir.Model, *, threads: int) -> dict[str, Any] | None:
     measured = roofline.measure(threads=threads, kept=kept, group=group)
     weights = sparse_weights(graph)
     level = int(nodes[0].attributes["accuracy_level"].value) if nodes else 0
-    besides = sum(roofline.read_besides(read_sparse(node), accuracy_level=level) for node in nodes)
-    n_bytes = read_bytes(graph) + besides
+    n_bytes = read_bytes(graph)
+    if measured["form"] == "expanded":
+        n_bytes += sum(roofline.read_besides(read_sparse(node), accuracy_level=level) for node in nodes)
     found = {**measured, "memory_tokens_per_second": 1e9 * measured["read_gb_s"] / n_bytes}
     if weights:
         found["decode_tokens_per_second"] = 1e9 * measured["decode_gweights"] / weights

@@ -95,7 +95,7 @@ def multiply(packed: SparseLinear, x: Floats, *, accuracy_level: int = 4, isa: s
         accuracy_level: 4 for int8 inputs, 0 for float32.
         isa: a name of AWP_ISA; the best by default.
         repeats: how often to do it, for measurements.
-        expand: expand the weight first where the operator does so for single tokens, see `expanded_bytes`.
+        expand: expand the weight first where the operator may do so for single tokens, see `expanded_bytes`.
         gated: the rows are those of a gate G and of as many others U: silu(x G^T) (x U^T), (rows, N / 2).
 
     Raises:
@@ -115,11 +115,18 @@ def multiply(packed: SparseLinear, x: Floats, *, accuracy_level: int = 4, isa: s
 
 
 def expanded_bytes(packed: SparseLinear, isa: str = "") -> int:
-    """Return the bytes that the operator keeps of a weight beside it: four bits for every input, for single tokens.
+    """Return the bytes of the copy that the operator makes of a weight: four bits for every input, for single tokens.
 
-    0 where the kernels expand fast enough as they go, and where AWP_EXPAND=0 forbids it. At accuracy level 4 only.
+    It keeps the copy where that turns out to be faster. 0 where the kernels expand fast enough as they go, and where
+    AWP_EXPAND=0 forbids it. At accuracy level 4 only.
     """
     return int(_library().awp_edge_expanded_bytes(ctypes.byref(_describe(packed, gated=False)), isa.encode()))
+
+
+def expands(packed: SparseLinear, isa: str = "") -> bool | None:
+    """Return whether this process's operators use that copy for weights of this shape; None until it is decided."""
+    found = int(_library().awp_edge_expands(ctypes.byref(_describe(packed, gated=False)), isa.encode()))
+    return None if found < 0 else bool(found)
 
 
 def read(data: NDArray[np.uint64]) -> int:

@@ -2,8 +2,8 @@
 
 DECA (arXiv 2505.19349) writes the speed of a product of compressed weights as the smallest of three: memory bandwidth
 times weights a byte, what the vector units decode, what the multipliers take. All three are measured here with the
-operator's own kernels; a decode speed beside them says how near the limit it is. Where the operator keeps weights
-expanded (`library.expanded_bytes`), it is those that are read and multiplied.
+operator's own kernels; a decode speed beside them says how near the limit it is. Where the operator may multiply
+weights that were expanded beforehand (`library.expanded_bytes`), the limits are those of the form that may be faster.
 """
 
 from __future__ import annotations
@@ -67,37 +67,43 @@ def measure(*, threads: int, kept: int = 32, group: int = 64, accuracy_level: in
     """Measure the three limits with all threads at work.
 
     Returns:
-        kernels, threads, bits_per_weight, read_gb_s, and in 1e9 weights a second memory_gweights (the format at that
-        speed), decode_gweights (one row, weights in the cache), matrix_gweights (many rows, a row's weights counted
-        once a row).
+        kernels, threads, bits_per_weight (stored), form ("stored" or "expanded": what a token reads), read_gb_s, and in
+        1e9 weights a second memory_gweights (that form at that speed), decode_gweights (one row, weights in the cache),
+        matrix_gweights (many rows, a row's weights counted once a row).
     """
     small = random_sparse((256, 1024), kept=kept, group=group)
     one, many = (np.ones((rows, 1024), dtype=np.float32) for rows in (1, PREFILL_ROWS))
     buffers = [np.ones(READ_BYTES // 8, dtype=np.uint64) for _ in range(threads)]
     read = _rate(lambda i: library.read(buffers[i]), READ_BYTES, threads=threads)
     weights = small.shape[0] * small.shape[1]
-    decode = _rate(
-        lambda i: library.multiply(
-            small, one, accuracy_level=accuracy_level, repeats=DECODES, expand=accuracy_level == 4
-        ),
-        DECODES * weights,
-        threads=threads,
-    )
+    bits = 8 * (small.n_bytes - 2 * GUARD) / weights
+    besides = read_besides(small, accuracy_level=accuracy_level)
+    forms = {"stored": bits} | ({"expanded": bits + 8 * besides / weights} if besides else {})
+    found = {}
+    for form, read_bits in forms.items():
+        decode = _rate(
+            lambda i, expand=form == "expanded": library.multiply(
+                small, one, accuracy_level=accuracy_level, repeats=DECODES, expand=expand
+            ),
+            DECODES * weights,
+            threads=threads,
+        )
+        found[form] = read * 8 / read_bits / 1e9, decode / 1e9
+    form = max(found, key=lambda name: min(found[name]))
     matrix = _rate(
         lambda i: library.multiply(small, many, accuracy_level=accuracy_level, repeats=PREFILLS),
         PREFILLS * PREFILL_ROWS * weights,
         threads=threads,
     )
-    bits = 8 * (small.n_bytes - 2 * GUARD) / weights
-    read_bits = bits + 8 * read_besides(small, accuracy_level=accuracy_level) / weights
     return {
-        "kernels": library.kernels(), "threads": threads, "bits_per_weight": bits, "read_gb_s": read / 1e9,
-        "memory_gweights": read * 8 / read_bits / 1e9, "decode_gweights": decode / 1e9, "matrix_gweights": matrix / 1e9,
+        "kernels": library.kernels(), "threads": threads, "bits_per_weight": bits, "form": form,
+        "read_gb_s": read / 1e9,
+        "memory_gweights": found[form][0], "decode_gweights": found[form][1], "matrix_gweights": matrix / 1e9,
     }  # fmt: skip
 
 
 def read_besides(packed: SparseLinear, *, accuracy_level: int) -> int:
-    """Return how many bytes more than the stored ones a token reads of a weight that is kept expanded; else 0."""
+    """Return how many bytes more than the stored ones a token reads of an expanded weight; 0 where none is expanded."""
     expanded = library.expanded_bytes(packed) if accuracy_level == 4 else 0
     return expanded - packed.masks.nbytes - (packed.codes.nbytes - 2 * GUARD) if expanded else 0
 

@@ -161,7 +161,16 @@ def test_the_library_needs_nothing_and_shows_nothing_else() -> None:
         "RegisterCustomOps",
         *(
             f"awp_edge_{name}"
-            for name in ("version", "packed_size", "isa", "check", "expanded_bytes", "multiply", "read")
+            for name in (
+                "version",
+                "packed_size",
+                "isa",
+                "check",
+                "expanded_bytes",
+                "expands",
+                "multiply",
+                "read",
+            )
         ),
     }
     needed = subprocess.run([tools[1], library.require_library()], capture_output=True, text=True).stdout

@@ -1,6 +1,7 @@
 // AVX-512 that uses neither VBMI2 nor VNNI (Skylake, Cascade Lake). Products of one row of inputs are those of
 // avx2_ranks.inc with four rows at a time: a lane holds the 16 nibbles of a row's mask, and codes are looked up in as
-// many tables of 16 as a block needs. The expansion before a product of many rows is left to AVX2. Tests compile this
+// many tables of 16 as a block needs. The expansion before a product of many rows and products of weights that were
+// expanded beforehand, which memory binds, are left to AVX2. Tests compile this
 // file against an emulation of the intrinsics.
 #if defined(AWP_EMULATED_INTRINSICS)
 #include AWP_EMULATED_INTRINSICS
@@ -259,8 +260,12 @@ void decode(const Weights& w, std::size_t tile, const Quantized& input, float* y
 
 void expand(const Weights& w, std::size_t tile, Expanded* out) { kAvx2.expand(w, tile, out); }
 
+void decode_nibbles(const Weights& w, std::size_t tile, const Quantized& input, float* y) {
+  kAvx2.decode_nibbles(w, tile, input, y);
+}
+
 }  // namespace
 
-constexpr Table kAvx512{"avx512", quantize, decode, expand, dense, dense_float};
+constexpr Table kAvx512{"avx512", quantize, decode, expand, dense, dense_float, decode_nibbles};
 
 }  // namespace awp::kernels

@@ -2,7 +2,7 @@
 # nothing but intrinsics, table.h and .inc files in its own unnamed namespace, so that no code compiled for one set is ever
 # called by another by accident; the AVX-512 ones call AVX2's table on purpose.
 
-set(AWP_KERNEL_SOURCES kernels/reference.cpp kernels/sparse_matmul.cpp kernels/choose.cpp core/cpu.cpp)
+set(AWP_KERNEL_SOURCES kernels/reference.cpp kernels/sparse_matmul.cpp kernels/expansion.cpp kernels/choose.cpp core/cpu.cpp)
 set(AWP_KERNEL_DEFINITIONS)
 
 function(awp_add_kernel name definition)

@@ -1,16 +1,15 @@
 #include "sparse_matmul.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
+
+#include "buffer.h"
 
 namespace awp::kernels {
 namespace {
 
 constexpr std::int64_t kMost = std::int64_t{1} << 31;  // rows or inputs; products of two and 16 stay below 2^63
-constexpr std::size_t kFewCodes = 16;                  // of a block; they decode fast enough everywhere
 constexpr std::size_t kFewRows = 3;                    // up to here decoding again costs less than expanding
 constexpr std::size_t kTasks = 32;                     // at most: enough for threads of unequal speed
 constexpr std::size_t kTaskWeights = 1 << 15;          // at least, for a thread to be worth waking
@@ -48,16 +47,6 @@ const char* check_codes(const Packed& packed, const Weights& w) {
   }
   if (!fixed && w.offsets[w.tiles()] != at) return "an entry of the offset table does not follow from the masks";
   return at == available ? nullptr : "the codes are more than the masks keep";
-}
-
-struct Free {
-  void operator()(void* pointer) const { std::free(pointer); }
-};
-template <class T> using Buffer = std::unique_ptr<T[], Free>;
-
-template <class T> Buffer<T> allocate(std::size_t count) {
-  const std::size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
-  return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, bytes == 0 ? 64 : bytes)));
 }
 
 void reorder(const Weights& w, const float* x, bool interleaved, float* out) {
@@ -119,12 +108,11 @@ struct Job {
   }
 
   std::size_t output_tiles() const { return (w.outputs() + kTile - 1) / kTile; }
-  bool decodes() const { return in.level == Level::int8_inputs && in.rows <= kFewRows; }
 
   void tiles(std::size_t task) {
     const std::size_t first = task * tiles_per_task;
     const std::size_t last = first + tiles_per_task < output_tiles() ? first + tiles_per_task : output_tiles();
-    if (decodes()) {
+    if (decodes(in)) {
       for (std::size_t tile = first; tile < last; ++tile) decode(tile);
       return;
     }
@@ -205,27 +193,7 @@ const char* check(const Packed& packed, Weights* out) {
   return check_codes(packed, w);
 }
 
-std::size_t nibble_bytes(const Weights& w, const Table& table) {
-  const char* wish = std::getenv("AWP_EXPAND");
-  const bool few = w.offsets == nullptr && w.kept <= kFewCodes;
-  if (table.decode_nibbles == nullptr || few || (wish != nullptr && std::strcmp(wish, "0") == 0)) return 0;
-  return w.tiles() * w.tile_nibbles();
-}
-
-bool fill_nibbles(const Weights& w, const Table& table, std::uint8_t* out) {
-  const Buffer<Expanded> expanded = allocate<Expanded>(w.inputs * kTile);
-  if (!expanded) return false;
-  for (std::size_t tile = 0; tile < w.tiles(); ++tile) {
-    table.expand(w, tile, expanded.get());
-    for (std::size_t block = 0; block < w.blocks(); ++block)
-      for (std::size_t row = 0; row < kTile; ++row)
-        for (std::size_t j = 0; j < kBlock / 2; ++j) {
-          const Expanded* at = expanded.get() + (block * kBlock + j) / 4 * 4 * kTile + 4 * row + j % 4;
-          *out++ = static_cast<std::uint8_t>(*at | at[kBlock / 2 * kTile] << 4);
-        }
-  }
-  return true;
-}
+bool decodes(const Inputs& in) { return in.level == Level::int8_inputs && in.rows <= kFewRows; }
 
 bool multiply(const Weights& w, const Table& table, const Inputs& in, float* y, const Parallel& parallel) {
   if (in.rows == 0) return true;

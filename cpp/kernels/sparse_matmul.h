@@ -25,13 +25,6 @@ struct Packed {
 // Fills `out` and returns null, or returns what is wrong: a text without numbers that lives for ever.
 const char* check(const Packed&, Weights* out);
 
-// Bytes of a weight with four bits for each input, where a table's `decode` is slower than reading those; else, and where
-// AWP_EXPAND=0 forbids them, 0.
-std::size_t nibble_bytes(const Weights&, const Table&);
-
-// Fills them in for Weights::nibbles; false where there is no memory.
-bool fill_nibbles(const Weights&, const Table&, std::uint8_t* out);
-
 // Runs task(data, i) for all i < count, on as many threads as it likes.
 struct Parallel {
   void (*run)(void* context, void (*task)(void* data, std::size_t i), std::size_t count, void* data);
@@ -46,6 +39,9 @@ struct Inputs {
   bool interleaved;  // block b holds the inputs b, b + n, b + 2n, ... of n blocks; else 64 b, 64 b + 1, ...
   Level level;
 };
+
+// Whether so few int8 rows are decoded tile by tile, from Weights::nibbles where there are some; more are multiplied densely.
+bool decodes(const Inputs&);
 
 // y[rows][weights.outputs()]; false where there is no memory.
 bool multiply(const Weights&, const Table&, const Inputs&, float* y, const Parallel&);

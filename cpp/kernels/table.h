@@ -65,7 +65,7 @@ struct Table {
   // The same for float inputs, x[i * inputs + ...] in the order of the blocks; sums are not rounded alike everywhere.
   void (*dense_float)(const Weights&, std::size_t tile, const Expanded*, const float* x, std::size_t count, float* y,
                       std::size_t stride);
-  // As `decode`, from Weights::nibbles; null where `decode` itself keeps up with memory.
+  // As `decode`, from Weights::nibbles; null where `decode` should keep up with memory on any number of cores.
   void (*decode_nibbles)(const Weights&, std::size_t tile, const Quantized&, float* y) = nullptr;
 };
 

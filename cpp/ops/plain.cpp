@@ -1,9 +1,7 @@
 // The kernels without a runtime, for Python's ctypes: parity tests, benchmarks and the check of packed files.
 #include <cstring>
-#include <memory>
-#include <new>
 
-#include "../kernels/sparse_matmul.h"
+#include "../kernels/expansion.h"
 #include "version.h"
 
 using namespace awp::kernels;
@@ -37,15 +35,22 @@ AWP_EXPORT const char* awp_edge_check(const Packed* packed) {
   return check(*packed, &weights);
 }
 
-// What the operator keeps of a weight beside it, see nibble_bytes; 0 where it would refuse the weight.
+// Bytes of the copy that the operator may keep of a weight beside it, see nibble_bytes; 0 where it would refuse the weight.
 AWP_EXPORT std::size_t awp_edge_expanded_bytes(const Packed* packed, const char* isa) {
   Weights weights;
   const Table* table = choose(isa);
   return table == nullptr || check(*packed, &weights) != nullptr ? 0 : nibble_bytes(weights, *table);
 }
 
+// See expands, of the operators of this process; 0 where they would refuse the weight.
+AWP_EXPORT int awp_edge_expands(const Packed* packed, const char* isa) {
+  Weights weights;
+  const Table* table = choose(isa);
+  return table == nullptr || check(*packed, &weights) != nullptr ? 0 : expands(weights, *table);
+}
+
 // y[rows][N] = x[rows][K] W^T, or y[rows][N / 2] where W is gated, on the calling thread, `repeats` times; what went
-// wrong, or null. With `expand` as the operator does it for single tokens, see nibble_bytes.
+// wrong, or null. With `expand` single tokens from the copy, where nibble_bytes has one.
 AWP_EXPORT const char* awp_edge_multiply(const Packed* packed, const char* isa, const float* x, std::size_t rows,
                                          int interleaved, int level, float* y, std::size_t repeats, int expand) {
   Weights weights;
@@ -53,9 +58,9 @@ AWP_EXPORT const char* awp_edge_multiply(const Packed* packed, const char* isa, 
   const Table* table = choose(isa);
   if (table == nullptr) return "this machine does not run that instruction set";
   const Inputs inputs{x, rows, interleaved != 0, level == 4 ? Level::int8_inputs : Level::float_inputs};
-  std::unique_ptr<std::uint8_t[]> nibbles;
+  Buffer<std::uint8_t> nibbles;
   if (const std::size_t bytes = expand ? nibble_bytes(weights, *table) : 0) {
-    nibbles.reset(new (std::nothrow) std::uint8_t[bytes]);
+    nibbles = allocate<std::uint8_t>(bytes);
     if (!nibbles || !fill_nibbles(weights, *table, nibbles.get())) return "out of memory";
     weights.nibbles = nibbles.get();
   }

@@ -2,8 +2,8 @@
 // awp_edge::SparseGatedMatMulNBits, y = silu(A G^T) (A U^T) with the rows of W those of G, then those of U (SwiGLU).
 //
 // Inputs: A float [..., K]; masks uint64; codes uint8; scales float16; zeros uint64 (optional); offsets uint64 (optional).
-// All but A must be constants of the model: they are checked once, when the session is made, and used where they lie, but
-// for single tokens on processors that expand them too slowly: there they are kept in four bits for every input as well.
+// All but A must be constants of the model: they are checked once, when the session is made, and used where they lie, or
+// for single tokens from a copy, see kernels/expansion.h.
 // Attributes, all integers: format_version, K, N, block_size, kept, interleaved, accuracy_level.
 #include <cstdio>
 #include <cstdlib>
@@ -11,7 +11,7 @@
 #include <memory>
 #include <new>
 
-#include "../kernels/sparse_matmul.h"
+#include "../kernels/expansion.h"
 #include "ort_abi.h"
 #include "version.h"
 
@@ -24,10 +24,6 @@ constexpr std::size_t kMaxDimensions = 8;
 constexpr std::size_t kInputs = 6;
 const OrtElementType kTypes[kInputs] = {ORT_FLOAT, ORT_UINT64, ORT_UINT8, ORT_FLOAT16, ORT_UINT64, ORT_UINT64};
 
-struct Free {
-  void operator()(void* pointer) const { std::free(pointer); }
-};
-
 struct Kernel {
   const OrtApi* api;
   Weights weights;
@@ -36,7 +32,7 @@ struct Kernel {
   Level level;
   bool given[kInputs];                          // which constants there are
   std::unique_ptr<void, Free> copies[kInputs];  // of constants that do not lie at a multiple of their element's size
-  std::unique_ptr<void, Free> nibbles;          // the weights expanded, where that makes single tokens faster
+  Expansion expansion;
 };
 
 OrtStatus* refuse(const OrtApi* api, const char* what) {
@@ -119,16 +115,6 @@ OrtStatus* read_options(const OrtApi* api, const OrtKernelInfo* info, Kernel* ke
   return kernel->table ? nullptr : refuse(api, "AWP_ISA names an instruction set that this machine does not run");
 }
 
-OrtStatus* expand(Kernel* kernel) {
-  const std::size_t bytes = kernel->level == Level::int8_inputs ? nibble_bytes(kernel->weights, *kernel->table) : 0;
-  if (bytes == 0) return nullptr;
-  kernel->nibbles.reset(std::aligned_alloc(64, bytes));
-  auto* nibbles = static_cast<std::uint8_t*>(kernel->nibbles.get());
-  if (nibbles == nullptr || !fill_nibbles(kernel->weights, *kernel->table, nibbles)) return refuse(kernel->api, "out of memory");
-  kernel->weights.nibbles = nibbles;
-  return nullptr;
-}
-
 template <bool Gated>
 OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** out) {
   std::unique_ptr<Kernel> kernel(new (std::nothrow) Kernel{});
@@ -140,7 +126,8 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
   if (OrtStatus* bad = read_weights(kernel.get(), info, &packed)) return bad;
   if (!packed.masks || !packed.codes || !packed.scales) return refuse(api, "weights must be constants of the model");
   if (const char* wrong = check(packed, &kernel->weights)) return refuse(api, wrong);
-  if (OrtStatus* bad = expand(kernel.get())) return bad;
+  if (kernel->level == Level::int8_inputs && !kernel->expansion.make(kernel->weights, *kernel->table))
+    return refuse(api, "out of memory");
   const bool given[kInputs] = {true, true, true, true, packed.zeros != nullptr, packed.offsets != nullptr};
   std::memcpy(kernel->given, given, sizeof given);
   *out = kernel.release();
@@ -174,7 +161,7 @@ void run_parallel(void* context, void (*task)(void*, std::size_t), std::size_t c
 }
 
 OrtStatus* compute(void* op_kernel, OrtKernelContext* context) {
-  const Kernel& kernel = *static_cast<const Kernel*>(op_kernel);
+  Kernel& kernel = *static_cast<Kernel*>(op_kernel);
   const OrtApi* api = kernel.api;
   if (OrtStatus* bad = check_inputs(kernel, context)) return bad;
   const OrtValue* a = nullptr;
@@ -192,7 +179,8 @@ OrtStatus* compute(void* op_kernel, OrtKernelContext* context) {
   if (OrtStatus* bad = ort::GetTensorMutableData(api, output, &y)) return bad;
   Pool pool{api, context, nullptr};
   const Inputs inputs{static_cast<const float*>(x), shape.elements / kernel.weights.inputs, kernel.interleaved, kernel.level};
-  const bool done = multiply(kernel.weights, *kernel.table, inputs, static_cast<float*>(y), {run_parallel, &pool});
+  const bool done =
+      kernel.expansion.multiply(kernel.weights, *kernel.table, inputs, static_cast<float*>(y), {run_parallel, &pool});
   if (pool.bad != nullptr) return pool.bad;
   return done ? nullptr : refuse(api, "out of memory");
 }

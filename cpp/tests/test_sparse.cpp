@@ -3,6 +3,7 @@
 #include <atomic>
 #include <thread>
 
+#include "../kernels/expansion.h"
 #include "sparse_checks.hpp"
 
 using namespace awp_test;
@@ -105,6 +106,62 @@ void test_nibbles(const char* isa) {
   }
 }
 
+using Form = Trial::Form;
+
+// One product of each form at a time, taking what it is said to.
+void run_trial(Trial& trial, std::int64_t stored, std::int64_t expanded) {
+  for (std::size_t i = 0; !trial.decided(); ++i) {
+    const Form form = trial.next();
+    const std::int64_t time = form == Form::stored ? stored : expanded;
+    trial.took(form, i % 5 == 0 ? 100 * time : time);  // some are disturbed
+    check(i < 4 * (Trial::kSkipped + Trial::kTimed), "a trial ends");
+  }
+}
+
+void test_trial() {
+  Trial one, other;
+  run_trial(one, 7, 8);
+  check(one.next() == Form::stored && one.next() == Form::stored, "stored is sooner");
+  run_trial(other, 8, 7);
+  other.took(Form::stored, 1);
+  check(other.next() == Form::expanded, "expanded is sooner");
+}
+
+// Products of several threads before, at and after the decision have the bits of one; the copy goes where it has lost.
+void test_expansion(const char* isa) {
+  const Table* table = choose(isa);
+  if (!table || !table->decode_nibbles) return;
+  for (const bool wins : {false, true}) {
+    Sample sample({80, 6, 64, wins ? 40 : 32, true, false}, 10);
+    Weights w;
+    check(check(sample.packed(), &w) == nullptr, "check");
+    Trial& trial = *trial_of(w, *table);
+    const std::vector<float> x = normal<float>(2 * w.inputs, 11);
+    const Inputs in{x.data(), 1, true, Level::int8_inputs}, two{x.data(), 2, true, Level::int8_inputs};
+    std::vector<float> wanted(2 * w.rows);
+    check(multiply(w, *table, two, wanted.data(), {run_here, nullptr}), "multiply");
+    Expansion expansion, other;
+    check(expansion.make(w, *table) && expansion.held() && other.make(w, *table), "a copy");
+    const auto work = [&] {
+      std::vector<float> y(2 * w.rows);
+      for (std::size_t i = 0; i < 40; ++i) {
+        const Inputs& rows = i % 8 == 0 ? two : in;
+        check(expansion.multiply(w, *table, rows, y.data(), {run_here, nullptr}), "multiply");
+        check(std::equal(y.begin(), y.begin() + static_cast<std::ptrdiff_t>(rows.rows * w.rows), wanted.begin()), "either form");
+        if (i == 20) run_trial(trial, wins ? 1 << 30 : 0, wins ? 0 : 1 << 30);
+      }
+    };
+    std::thread others[] = {std::thread(work), std::thread(work)};
+    work();
+    for (std::thread& thread : others) thread.join();
+    std::vector<float> y(w.rows);
+    check(expansion.multiply(w, *table, in, y.data(), {run_here, nullptr}), "multiply");
+    check(expansion.held() == wins, "the copy that lost goes");
+    Expansion later;
+    check(later.make(w, *table) && later.held() == wins, "a later weight of the shape");
+  }
+}
+
 // Several threads give the bits of one, for few rows and for many.
 void test_threads(const char* isa) {
   const Table* table = choose(isa);
@@ -195,7 +252,9 @@ int main(int argc, char** argv) {
     }
   check(choose("nonsense") == nullptr && choose("base") == &kReference, "choose");
   test_driver();
-  for (const char* isa : {"base", "avx2", "avx512", "avx512vnni", "neon", "neondot"}) test_threads(isa), test_gate(isa), test_nibbles(isa);
+  for (const char* isa : {"base", "avx2", "avx512", "avx512vnni", "neon", "neondot"})
+    test_threads(isa), test_gate(isa), test_nibbles(isa), test_expansion(isa);
+  test_trial();
   test_quantize();
   for (unsigned seed = 0; seed < damaged; ++seed) test_damaged(seed);
   return result("sparse");
