@@ -1,4 +1,4 @@
-"""Fill the marked places of README.md with figures from bench/results: `python bench/readme.py [--check]`.
+"""Fill the marked places of README.md and docs/ with figures from bench/results: `python bench/readme.py [--check]`.
 
 `<!-- results:NAME -->` ... `<!-- /results:NAME -->` encloses the table of bench/results/NAME.json, made by the function
 of that name. `--check` changes nothing and fails where the text is not what the files say.
@@ -19,7 +19,7 @@ from readme_edge import Result, greedy, grid, patterns, sparse, where
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("device", "guarantees", "methods")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("device", "figures", "guarantees", "methods")))
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 
 
