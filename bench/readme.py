@@ -210,10 +210,10 @@ def layers(result: Result) -> str:
             for name, one in every
         ]
     header = ("effort, setting", "layers", "mean gain", "least", "largest")
-    names = list(
-        dict.fromkeys(row["layer"].removeprefix("model.layers.") for row in result["results"]["rows"])
-    )
-    return f"{grid(header, rows)}\n\nSmolLM2-135M, {', '.join(names)}. {_made(result)}.\n"
+    names = {row["layer"].removeprefix("model.layers.") for row in result["results"]["rows"]}
+    blocks = sorted({int(name.partition(".")[0]) for name in names})
+    measured = f"{len(names)} layers of blocks {', '.join(map(str, blocks))} of SmolLM2-135M"
+    return f"{grid(header, rows)}\n\n{measured}. {_made(result)}.\n"
 
 
 def _made(result: Result) -> str:
