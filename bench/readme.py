@@ -19,7 +19,10 @@ from readme_edge import Result, greedy, grid, patterns, sparse, where
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("device", "figures", "guarantees", "methods")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{page}.md" for page in ("device", "figures", "guarantees", "methods")),
+)
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 
 

@@ -74,7 +74,10 @@ def version() -> str:
 
 
 def kernels(isa: str = "") -> str | None:
-    """Return the kernels that a name of AWP_ISA stands for, "" for the best; None where this machine lacks them."""
+    """Return the kernels that a name of AWP_ISA stands for, by default those that AWP_ISA itself asks for, or the best.
+
+    None where this machine lacks them.
+    """
     name = _library().awp_edge_isa(isa.encode())
     return None if name is None else str(name.decode())
 
@@ -93,7 +96,7 @@ def multiply(packed: SparseLinear, x: Floats, *, accuracy_level: int = 4, isa: s
         packed: the weight, (N, K).
         x: (rows, K) float32.
         accuracy_level: 4 for int8 inputs, 0 for float32.
-        isa: a name of AWP_ISA; the best by default.
+        isa: a name of AWP_ISA; by default what AWP_ISA asks for, or the best.
         repeats: how often to do it, for measurements.
         expand: expand the weight first where the operator may do so for single tokens, see `expanded_bytes`.
         gated: the rows are those of a gate G and of as many others U: silu(x G^T) (x U^T), (rows, N / 2).
@@ -123,9 +126,9 @@ def expanded_bytes(packed: SparseLinear, isa: str = "") -> int:
     return int(_library().awp_edge_expanded_bytes(ctypes.byref(_describe(packed, gated=False)), isa.encode()))
 
 
-def expands(packed: SparseLinear, isa: str = "") -> bool | None:
+def expands(packed: SparseLinear, isa: str = "", *, gated: bool = False) -> bool | None:
     """Return whether this process's operators use that copy for weights of this shape; None until it is decided."""
-    found = int(_library().awp_edge_expands(ctypes.byref(_describe(packed, gated=False)), isa.encode()))
+    found = int(_library().awp_edge_expands(ctypes.byref(_describe(packed, gated=gated)), isa.encode()))
     return None if found < 0 else bool(found)
 
 

@@ -1,4 +1,5 @@
 // The kernels without a runtime, for Python's ctypes: parity tests, benchmarks and the check of packed files.
+#include <cstdlib>
 #include <cstring>
 
 #include "../kernels/expansion.h"
@@ -12,6 +13,9 @@ namespace {
 void run_here(void*, void (*task)(void*, std::size_t), std::size_t count, void* data) {
   for (std::size_t i = 0; i < count; ++i) task(data, i);
 }
+
+// The kernels of a name, or those that the operators of this process use.
+const Table* table_of(const char* isa) { return choose(*isa == '\0' ? std::getenv("AWP_ISA") : isa); }
 }  // namespace
 
 extern "C" {
@@ -23,9 +27,9 @@ static_assert(kFormatVersion == 1, "awp_edge_version states the format");
 // The size of what the functions below take: a caller that knows another one is of another version.
 AWP_EXPORT std::size_t awp_edge_packed_size() { return sizeof(Packed); }
 
-// The kernels that a name of AWP_ISA stands for ("" or null: the best); null where this machine does not run them.
+// The kernels that a name of AWP_ISA stands for ("": those that AWP_ISA asks for, or the best); null where this machine does not run them.
 AWP_EXPORT const char* awp_edge_isa(const char* isa) {
-  const Table* table = choose(isa);
+  const Table* table = table_of(isa);
   return table ? table->name : nullptr;
 }
 
@@ -38,14 +42,14 @@ AWP_EXPORT const char* awp_edge_check(const Packed* packed) {
 // Bytes of the copy that the operator may keep of a weight beside it, see nibble_bytes; 0 where it would refuse the weight.
 AWP_EXPORT std::size_t awp_edge_expanded_bytes(const Packed* packed, const char* isa) {
   Weights weights;
-  const Table* table = choose(isa);
+  const Table* table = table_of(isa);
   return table == nullptr || check(*packed, &weights) != nullptr ? 0 : nibble_bytes(weights, *table);
 }
 
 // See expands, of the operators of this process; 0 where they would refuse the weight.
 AWP_EXPORT int awp_edge_expands(const Packed* packed, const char* isa) {
   Weights weights;
-  const Table* table = choose(isa);
+  const Table* table = table_of(isa);
   return table == nullptr || check(*packed, &weights) != nullptr ? 0 : expands(weights, *table);
 }
 
@@ -55,13 +59,13 @@ AWP_EXPORT const char* awp_edge_multiply(const Packed* packed, const char* isa, 
                                          int interleaved, int level, float* y, std::size_t repeats, int expand) {
   Weights weights;
   if (const char* wrong = check(*packed, &weights)) return wrong;
-  const Table* table = choose(isa);
+  const Table* table = table_of(isa);
   if (table == nullptr) return "this machine does not run that instruction set";
   const Inputs inputs{x, rows, interleaved != 0, level == 4 ? Level::int8_inputs : Level::float_inputs};
   Buffer<std::uint8_t> nibbles;
   if (const std::size_t bytes = expand ? nibble_bytes(weights, *table) : 0) {
     nibbles = allocate<std::uint8_t>(bytes);
-    if (!nibbles || !fill_nibbles(weights, *table, nibbles.get())) return "out of memory";
+    if (!nibbles || !fill_nibbles(weights, *table, nibbles.get(), {run_here, nullptr})) return "out of memory";
     weights.nibbles = nibbles.get();
   }
   for (std::size_t i = 0; i < repeats; ++i)

@@ -126,8 +126,7 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
   if (OrtStatus* bad = read_weights(kernel.get(), info, &packed)) return bad;
   if (!packed.masks || !packed.codes || !packed.scales) return refuse(api, "weights must be constants of the model");
   if (const char* wrong = check(packed, &kernel->weights)) return refuse(api, wrong);
-  if (kernel->level == Level::int8_inputs && !kernel->expansion.make(kernel->weights, *kernel->table))
-    return refuse(api, "out of memory");
+  kernel->expansion.prepare(kernel->weights, *kernel->table);
   const bool given[kInputs] = {true, true, true, true, packed.zeros != nullptr, packed.offsets != nullptr};
   std::memcpy(kernel->given, given, sizeof given);
   *out = kernel.release();
