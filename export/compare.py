@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ def compare(
         )
     sizes = {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
     require_sizes(model, **sizes)
+    _require_kernels()
     with tempfile.TemporaryDirectory(dir=model.folder.resolve().parent) as scratch:
         models = [model]
         for i, kind in enumerate(VARIANTS):
@@ -59,6 +61,17 @@ def compare(
             against[kind][f"{what}_speedup"] = found[rate] / other[rate]
     say("measuring the limits of the machine")
     return {**found, "against": against, "limits": limits(graph, threads=model.threads)}
+
+
+def _require_kernels() -> None:
+    """Raise where the limits could not be measured, before minutes are measured for them."""
+    if library_path() is None:
+        return
+    from . import library
+
+    if library.kernels() is None:
+        isa = os.environ.get("AWP_ISA", "")
+        raise AwpError(f"AWP_ISA={isa} names an instruction set that this machine does not run")
 
 
 def limits(graph: ir.Model, *, threads: int) -> dict[str, Any] | None:

@@ -259,3 +259,14 @@ def test_comparison_with_dense_and_float_layers(edge: ExportSummary, tmp_path: P
     pytest.importorskip("matplotlib")
     plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_comparison_needs_kernels_that_run_here(
+    edge: ExportSummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = EdgeModel(edge.folder, threads=1)
+    monkeypatch.setenv("AWP_ISA", "sse9")
+    with pytest.raises(
+        AwpError, match="AWP_ISA=sse9 names an instruction set that this machine does not run"
+    ):
+        compare(model, prompt_tokens=8, tokens=4, repeats=1, say=lambda _: None)

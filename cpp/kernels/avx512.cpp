@@ -1,8 +1,8 @@
 // AVX-512 that uses neither VBMI2 nor VNNI (Skylake, Cascade Lake). Products of one row of inputs are those of
 // avx2_ranks.inc with four rows at a time: a lane holds the 16 nibbles of a row's mask, and codes are looked up in as
 // many tables of 16 as a block needs. The expansion before a product of many rows and products of weights that were
-// expanded beforehand, which memory binds, are left to AVX2. Tests compile this
-// file against an emulation of the intrinsics.
+// expanded beforehand, which memory binds, are left to AVX2. Tests compile this file against an emulation of the
+// intrinsics.
 #if defined(AWP_EMULATED_INTRINSICS)
 #include AWP_EMULATED_INTRINSICS
 #else
