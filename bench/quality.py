@@ -26,6 +26,12 @@ ROWS: dict[str, tuple[list[str], tuple[float, float | None] | None]] = {
     "wanda 60%": (["--method", "wanda", "--sparsity", "0.6"], (119.6, None)),
     "awp-plus 50%": (["--method", "awp-plus", "--sparsity", "0.5"], None),
     "awp-plus 50% max": (["--method", "awp-plus", "--effort", "max", "--sparsity", "0.5"], None),
+    "awp-plus 50% undamped": (["--method", "awp-plus", "--damping", "0", "--sparsity", "0.5"], None),
+    "awp-plus 50% max undamped": (
+        ["--method", "awp-plus", "--effort", "max", "--damping", "0", "--sparsity", "0.5"],
+        None,
+    ),
+    "alps 50%": (["--method", "alps", "--sparsity", "0.5"], (34.15, 0.0171)),
     "awp-plus 50% + INT4 g64": (
         ["--method", "awp-plus", "--sparsity", "0.5", "--bits", "4", "--group-size", "64"],
         None,
