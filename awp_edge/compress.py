@@ -283,7 +283,7 @@ class _Run:
     def _compress_linear(
         self, weight: NDArray[np.float32], gram: Gram, info: LinearInfo, *, spec: CompressSpec
     ) -> tuple[CompressedLayer, dict[str, Any]]:
-        started = time.perf_counter()
+        started, computing = time.perf_counter(), time.process_time()
         budget = self._budgets.get(info.name)
         kept = budget if isinstance(budget, tuple) else None
         if isinstance(budget, str):
@@ -294,8 +294,13 @@ class _Run:
             weight, gram, info, spec=spec, options=self._options, kept=kept
         )
         seconds = time.perf_counter() - started
+        computing = time.process_time() - computing
         started = self._spend("solve", started)
-        record |= {"tensor": self._folder.weight_name(info.name), "seconds": seconds}
+        record |= {
+            "tensor": self._folder.weight_name(info.name),
+            "seconds": seconds,
+            "cpu_seconds": computing,
+        }
         if self._options.certificate:
             if self._facts is None or self._facts[0] != info.input:
                 self._facts = info.input, gram_facts(gram.matrix)

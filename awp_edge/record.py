@@ -19,6 +19,9 @@ from .models import SOURCE_FILE, ModelFolder
 from .options import CompressOptions
 from .storage import read_json
 
+#: Of a layer's record: what differs from run to run.
+CLOCKS = ("seconds", "cpu_seconds")
+
 
 @dataclass(frozen=True)
 class Event:
@@ -44,6 +47,8 @@ class CompressSummary:
     """Return what a run did; `layers` holds every layer's name, relative_error, iterations, seconds and certificate.
 
     spec: the options of `CompressSpec` as the layers settled them.  calibration: as in the manifest.
+    solve_seconds, solve_cpu_seconds: of the layers alone, without calibration and files, in all runs of this folder;
+    the second adds up over threads and does not count what other processes took.
     """
 
     out: Path
@@ -53,6 +58,7 @@ class CompressSummary:
     sparsity: float
     seconds: float
     solve_seconds: float
+    solve_cpu_seconds: float
     peak_memory_bytes: int
     layers: tuple[Mapping[str, Any], ...]
     calibration: Mapping[str, Any]
@@ -64,7 +70,7 @@ class CompressSummary:
 
 def manifest_of(state: State, folder: ModelFolder) -> dict[str, Any]:
     """Return manifest.json: everything about the result that resume must reproduce byte for byte."""
-    layers = [{key: value for key, value in layer.items() if key != "seconds"} for layer in state.layers]
+    layers = [{key: value for key, value in layer.items() if key not in CLOCKS} for layer in state.layers]
     sizes = np.array([layer["shape"][0] * layer["shape"][1] for layer in layers], dtype=np.float64)
     weighted = {
         key: float(np.average([layer[key] for layer in layers], weights=sizes))
@@ -87,6 +93,7 @@ def report_of(state: State, options: CompressOptions, *, seconds: float) -> dict
     return {
         "seconds": seconds,
         "stages": {name: spent for name, spent in state.seconds.items() if name != "total"},
+        "solve_cpu_seconds": sum(layer.get("cpu_seconds", 0.0) for layer in state.layers),
         "runs": state.runs,
         "machine": machine(),
         "peak_memory_bytes": process_peak_bytes(),
@@ -114,6 +121,7 @@ def summary_of(out: Path, manifest: Mapping[str, Any], report: Mapping[str, Any]
         sparsity=manifest["sparsity"],
         seconds=report["seconds"],
         solve_seconds=report["stages"].get("solve", 0.0),
+        solve_cpu_seconds=report.get("solve_cpu_seconds", 0.0),
         peak_memory_bytes=report["peak_memory_bytes"],
         layers=layers,
         calibration=manifest["calibration"],

@@ -68,6 +68,7 @@ def test_the_summary_has_what_the_command_line_prints(model: Path, tmp_path: Pat
     assert set(values["layers"][0]) == {"name", "relative_error", "iterations", "seconds", "certificate"}
     assert values["sparsity"] == 0.25 and values["bits_per_weight"] == 32
     assert 0 < values["solve_seconds"] <= values["seconds"] and len(values["layers"]) == 9
+    assert values["solve_cpu_seconds"] > 0
 
 
 def test_progress_tells_blocks_layers_and_errors(model: Path, tmp_path: Path) -> None:
