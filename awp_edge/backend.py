@@ -282,8 +282,7 @@ def resolve(name: str, *, threads: int | None = None, constraint: Sparse | LowRa
     Raises:
         ValueError: an unknown name, or "native" where it was not built or has no twin of the constraint.
     """
-    if name == "auto":
-        name = os.environ.get("AWP_BACKEND", "") or name
+    name = wanted(name)
     if name == "auto":
         name = _automatic(constraint)
     if name == "numpy":
@@ -297,6 +296,11 @@ def resolve(name: str, *, threads: int | None = None, constraint: Sparse | LowRa
     if not _has_twin(constraint):
         raise ValueError(f"the native core has no twin of {constraint!r}: use backend='numpy'")
     return NativeBackend(threads)
+
+
+def wanted(name: str) -> str:
+    """Return the name, or for "auto" what AWP_BACKEND says instead."""
+    return (os.environ.get("AWP_BACKEND", "") or name) if name == "auto" else name
 
 
 def _automatic(constraint: Sparse | LowRank | None) -> str:

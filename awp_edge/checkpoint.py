@@ -11,7 +11,17 @@ from typing import Any
 
 from .artifacts import MANIFEST_FILE, SCHEMA_VERSION, read_manifest, require_hashes
 from .errors import AwpError
-from .storage import LOCK_FILE, STATE_FILE, partial_of, read_json, sync_folder, write_json, writing
+from .storage import (
+    STATE_FILE,
+    empty_folder,
+    partial_of,
+    read_json,
+    require_free,
+    sole_owner,
+    sync_folder,
+    write_json,
+    writing,
+)
 
 STATE_FOLDER = "state"
 
@@ -66,6 +76,13 @@ class Workspace:
         """Write the state atomically; everything that it speaks of must be on disk already."""
         write_json(self.partial / STATE_FILE, {"schema_version": SCHEMA_VERSION, **asdict(state)})
 
+    def begin(self) -> None:
+        """Empty OUT.partial of what is no checkpoint, and make its folders."""
+        with writing(self.partial):
+            empty_folder(self.partial)
+            self.state_folder.mkdir()
+            (self.partial / "blocks").mkdir()
+
     def discard(self) -> None:
         """Remove OUT.partial."""
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -76,7 +93,6 @@ class Workspace:
             shutil.rmtree(self.state_folder, ignore_errors=True)
             # The state goes after everything it could still bring back, the rename last.
             (self.partial / STATE_FILE).unlink(missing_ok=True)
-            (self.partial / LOCK_FILE).unlink(missing_ok=True)
             for leftover in self.partial.rglob("*.tmp"):
                 leftover.unlink()
             if self.out.is_dir():
@@ -96,30 +112,14 @@ def open_workspace(out: Path, *, resume: bool) -> Iterator[tuple[Workspace, bool
     another process owns it.
     """
     workspace = Workspace(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AwpError(f"{out} is not empty; choose another folder or empty it")
+    require_free(out)
     existed = workspace.partial.exists()
     if existed and not resume:
         raise AwpError(f"{workspace.partial} holds an unfinished run; continue it with --resume or delete it")
     with writing(workspace.partial):
         workspace.partial.mkdir(parents=True, exist_ok=True)
-        lock = (workspace.partial / LOCK_FILE).open("ab")
-    with lock:
-        _claim(lock.fileno(), workspace.partial)
+    with sole_owner(workspace.partial):
         yield workspace, existed and (workspace.partial / STATE_FILE).is_file()
-
-
-def _claim(descriptor: int, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # no advisory locks on this system
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise AwpError(
-            f"another process is working in {folder}; wait for it or choose another folder"
-        ) from None
 
 
 def finished_manifest(folder: Path) -> dict[str, Any] | None:

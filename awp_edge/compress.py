@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,7 +25,7 @@ from .artifacts import (
     block_file,
     write_block,
 )
-from .backend import resolve
+from .backend import resolve, wanted
 from .certificate import GramFacts, certify_layer, gram_facts
 from .checkpoint import (
     State,
@@ -36,7 +35,7 @@ from .checkpoint import (
     partial_of,
     require_same,
 )
-from .errors import AwpError
+from .errors import AwpError, UsageError
 from .methods import CompressSpec, compress_layer
 from .models import ModelFolder, copy_companions
 from .options import CompressOptions, fit_spec
@@ -44,7 +43,7 @@ from .plan import require_memory
 from .problem import half_inner, ratio
 from .record import CompressSummary, Event, Progress, manifest_of, report_of, summary_of
 from .solvers.base import Result
-from .storage import file_sha256, read_json, write_json, write_tensor_stream, writing
+from .storage import file_sha256, output_folder, read_json, write_json, write_tensor_stream, writing
 
 BUDGETS_FILE = "budgets.json"
 Weights = Mapping[str, NDArray[np.float32]]
@@ -92,7 +91,7 @@ def compress_model(
 
     Raises: AwpError, in one line, for everything a user can mend; Interrupted on Ctrl-C.
     """
-    target = Path(out)
+    target = output_folder(out)
     request = _request(folder, options)
     done = _already_done(target, request, options, progress=progress)
     if done is not None:
@@ -111,7 +110,11 @@ def _request(folder: ModelFolder, options: CompressOptions) -> dict[str, Any]:
         **asdict(options.spec),
         "group_size": "auto" if options.auto_group_size else options.spec.group_size,
     }
-    engine = {"backend": options.backend, "native": native.isa() if native.available() else "none"}
+    try:
+        resolve(options.backend)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    engine = {"backend": wanted(options.backend), "native": native.isa() if native.available() else "none"}
     return {
         "model": folder.hash(), "calibration": dict(options.calibration), "skip": list(options.skip), **spec, **engine,
         "allocate": options.allocate, "certificate": options.certificate,
@@ -192,10 +195,7 @@ class _Run:
 
     def _begin(self) -> None:
         self._folder.require_finite()  # now, not after hours in the last block
-        with writing(self._workspace.state_folder):
-            shutil.rmtree(self._workspace.state_folder, ignore_errors=True)
-            self._workspace.state_folder.mkdir()
-            (self._workspace.partial / "blocks").mkdir(exist_ok=True)
+        self._workspace.begin()
         self._workspace.save(self._state)
         if self._options.resume:
             self._say(f"nothing to resume in {self._workspace.partial}: starting from the first block")

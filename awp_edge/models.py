@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AwpError, UsageError
-from .storage import StoredTensor, TensorFile, new_partial, read_json, sole_owner, write_json, writing
+from .storage import StoredTensor, TensorFile, building, read_json, sole_owner, write_json, writing
 
 Progress = Callable[[str], None]
 
@@ -193,7 +193,7 @@ def fetch(name: str, directory: str | Path, *, progress: Progress | None = None)
     target = Path(directory)
     with writing(target):
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with sole_owner(target.absolute().parent):  # a second process waits, then finds the model
+    with sole_owner(target.absolute().parent, wait=True):  # a second process waits, then finds the model
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             return _already_there(name, target, say)
         return _download(name, target, say)
@@ -203,17 +203,11 @@ def _download(name: str, target: Path, say: Progress) -> dict[str, Any]:
     """Fill TARGET.partial and turn it into TARGET."""
     from .fetching import SOURCES
 
-    partial = new_partial(target)
-    try:
+    with building(target) as partial:
         with writing(partial):
             source = SOURCES[name](partial, say)
         record = {"name": name, **source, "model_hash": ModelFolder(partial).hash()}
         write_json(partial / SOURCE_FILE, record)
-        with writing(target):
-            partial.replace(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     say(f"{target}: {record['weights']}")
     return {**record, "directory": str(target), "cached": False}
 

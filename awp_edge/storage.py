@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .errors import AwpError
 
 #: What an unfinished compression keeps in OUT.partial.
-STATE_FILE, LOCK_FILE = "state.json", "lock"
+STATE_FILE = "state.json"
 CHUNK_BYTES = 1 << 22
 _NUMPY_DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
@@ -211,21 +211,57 @@ def partial_of(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def new_partial(out: Path) -> Path:
-    """Make OUT.partial, empty: what a killed run left there goes, but never the checkpoint of a compression.
+def output_folder(out: str | Path) -> Path:
+    """Return where OUT really is: a link's target, "." and ".." by their names."""
+    return Path(os.path.realpath(out)) if os.path.islink(out) or Path(out).name in ("", "..") else Path(out)
 
-    Raises: AwpError where there is such a checkpoint, or the folder cannot be written.
+
+def require_free(out: Path) -> None:
+    """Raise AwpError where OUT cannot become a folder of ours: it is a mount point, or there and not empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AwpError(f"{out} is not empty; choose another folder or empty it")
+    if os.path.ismount(out):  # the finished folder takes OUT's place by a rename
+        raise AwpError(f"{out} is a mount point; choose a folder inside it")
+
+
+@contextmanager
+def building(out: Path) -> Iterator[Path]:
+    """Give OUT.partial, empty and owned by this process; it becomes OUT where the block ends well, else it goes.
+
+    What a killed run left there goes, but never the checkpoint of a compression.
+
+    Raises: AwpError where OUT is taken, OUT.partial is a checkpoint or another process's, or neither can be written.
     """
+    require_free(out)
     partial = partial_of(out)
-    if any((partial / name).exists() for name in (STATE_FILE, LOCK_FILE)):
+    if (partial / STATE_FILE).exists():
         raise AwpError(
             f"{partial} holds an unfinished compression; finish it with awp-edge compress --resume, "
             "choose another output folder or delete it"
         )
     with writing(partial):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    return partial
+        partial.mkdir(parents=True, exist_ok=True)
+    with sole_owner(partial):
+        try:
+            with writing(partial):
+                empty_folder(partial)
+            yield partial
+            with writing(out):
+                if out.exists():
+                    out.rmdir()
+                partial.replace(out)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def empty_folder(folder: Path) -> None:
+    """Delete everything in a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -287,16 +323,25 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
-    """Hold an advisory lock on a folder; another process that asks for it waits. No lock where the system has none."""
+def sole_owner(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold an advisory lock on a folder, which may be renamed meanwhile. No lock where the system has none.
+
+    Raises: AwpError where another owner has it and `wait` is false.
+    """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    with writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise AwpError(
+                f"another process is working in {folder}; wait for it or choose another folder"
+            ) from None
         yield
     finally:
         os.close(descriptor)

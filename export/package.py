@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import onnx_ir as ir
 
 from ..errors import AwpError, UsageError
 from ..models import TOKENIZER_FILES
-from ..storage import new_partial, read_json, writing
+from ..storage import building, output_folder, read_json, writing
 from . import check, graph
 from .assemble import Kinds, write_graph
 from .head import HEADS
@@ -121,7 +120,7 @@ def export_model(compressed: str | Path, out: str | Path, options: ExportOptions
         AwpError: a model that cannot be exported, an output that cannot be written, or an export that failed its check.
     """
     say = progress or (lambda message: None)
-    source, target = Source(Path(compressed)), Path(out)
+    source, target = Source(Path(compressed)), output_folder(out)
     options = _resolve(options or ExportOptions(), source, say=say)
     if options.format == "genai":
         _refuse_unsupported(source)
@@ -129,7 +128,7 @@ def export_model(compressed: str | Path, out: str | Path, options: ExportOptions
     if source.compressed is not None:
         say("comparing the files with their hashes")
         source.compressed.verify()
-    with _partial_folder(target) as partial:
+    with building(target) as partial, writing(target):
         if options.format == "hf":
             say("writing the Hugging Face folder")
             write_hf(source, partial)
@@ -207,22 +206,6 @@ def _refuse_unsupported(source: Source) -> None:
     if not name.endswith(("ForCausalLM", "LMHeadModel")):
         raise AwpError(f"{name} is not a causal language model, which an edge folder needs; use --format hf")
     raise AwpError(f"{name} is not known to the model builder of onnxruntime-genai; use --format hf")
-
-
-@contextmanager
-def _partial_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside the target that takes its name only if the block ends well."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise AwpError(f"{target} is not empty; choose another output folder or empty it")
-    partial = new_partial(target)
-    with writing(target):
-        try:
-            yield partial
-            if target.exists():
-                target.rmdir()
-            partial.replace(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _export_genai(source: Source, partial: Path, *, options: ExportOptions, say: Progress) -> ExportSummary:

@@ -215,6 +215,17 @@ def test_statistics_of_a_stopped_run_are_gone_on_with(folders, tmp_path):
     assert not (tmp_path / "stats/unfinished.json").exists()
 
 
+def test_a_folder_of_statistics_takes_one_calibration_at_a_time(folders, tmp_path):
+    asked = request(tmp_path, statistics=tmp_path / "stats")
+    first = opened(folders["llama"], asked, tmp_path / "one")
+    step(first, 0)
+    for other in (asked, replace(asked, seed=1)):
+        with pytest.raises(AwpError, match=r"another process is working in .*stats; wait for it or choose"):
+            opened(folders["llama"], other, tmp_path / "two")
+    step(first, 1, 2)
+    assert isinstance(opened(folders["llama"], asked, tmp_path / "two"), SavedStatistics)
+
+
 def test_statistics_that_would_lack_blocks_are_never_complete(folders, tmp_path):
     asked = request(tmp_path)
     step(opened(folders["llama"], asked, tmp_path / "state"), 0, 1)

@@ -197,6 +197,35 @@ def test_a_full_target_is_refused_and_untouched(model: Path, tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("named", [".", "link", "link/..", "inner/.."])
+def test_a_target_by_another_name_is_the_folder_itself(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    if named.startswith("link"):
+        (tmp_path / "link").symlink_to(target if named == "link" else tmp_path / "target" / "inner")
+    monkeypatch.chdir(target if named == "." else tmp_path)
+    if ".." in named:
+        (target / "inner").mkdir()
+        (tmp_path / "inner").mkdir()
+        with pytest.raises(AwpError, match="is not empty; choose another folder"):
+            toy_stack.compress(model, Path(named), method="wanda", sparsity=0.5)
+        return
+    toy_stack.compress(model, Path(named), method="wanda", sparsity=0.5)
+    CompressedModel(target).verify()
+    assert not (tmp_path / "link").exists() or (tmp_path / "link").is_symlink()
+
+
+def test_a_mount_point_is_refused_at_once(model: Path, tmp_path: Path) -> None:
+    empty = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    empty = [Path(place) for place in empty if Path(place).is_dir() and not any(Path(place).iterdir())]
+    if not empty:
+        pytest.skip("nothing empty is mounted here")
+    with pytest.raises(AwpError, match="is a mount point; choose a folder inside it"):
+        toy_stack.compress(model, empty[0], method="wanda", sparsity=0.5)
+
+
 def test_a_target_that_cannot_be_made_gets_one_line(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AwpError, match=r"cannot write .*out\.partial: Not a directory") as caught:
@@ -262,3 +291,23 @@ def test_a_second_run_gives_the_same_bytes(model: Path, tmp_path: Path, spec: di
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), (
                 path.name
             )
+
+
+def test_resume_with_another_backend_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(event: Event) -> None:
+        if event.block == 1:
+            raise KeyboardInterrupt
+
+    options = CompressOptions(CompressSpec(method="wanda", sparsity=0.5), resume=True)
+    monkeypatch.setenv("AWP_BACKEND", "numpy")
+    with pytest.raises(Interrupted, match="1 of 3 blocks are kept"):
+        run(model, tmp_path / "out", options, stop)
+    monkeypatch.setenv("AWP_BACKEND", "")
+    with pytest.raises(AwpError, match="other options: backend was numpy and is now auto"):
+        run(model, tmp_path / "out", options)
+    monkeypatch.setenv("AWP_BACKEND", "fast")
+    with pytest.raises(AwpError, match=r"^backend must be auto, numpy or native, got 'fast'"):
+        run(model, tmp_path / "other", options)
+    assert not (tmp_path / "other.partial").exists()

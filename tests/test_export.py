@@ -371,19 +371,32 @@ def test_an_output_that_is_in_use_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "edge").iterdir()] == ["precious"]
 
 
-@pytest.mark.parametrize("kept", ["state.json", "lock"])
-def test_the_checkpoint_of_a_compression_is_never_removed(tmp_path: Path, kept: str) -> None:
+def test_two_exports_do_not_build_in_one_folder(tmp_path: Path) -> None:
+    model = tiny_models.build("llama", tmp_path / "model")
+    refusals: list[str] = []
+
+    def second(message: str) -> None:
+        with pytest.raises(AwpError) as refused:
+            export_model(model, tmp_path / "edge", ExportOptions(format="hf"))
+        refusals.append(str(refused.value))
+
+    export_model(model, tmp_path / "edge", ExportOptions(format="hf"), progress=second)
+    assert refusals and all("another process is working in" in line for line in refusals)
+    assert ModelFolder(tmp_path / "edge").hash() == ModelFolder(model).hash()
+
+
+def test_the_checkpoint_of_a_compression_is_never_removed(tmp_path: Path) -> None:
     """Export builds in the same OUT.partial; what a killed export left there is no obstacle."""
     model = tiny_models.build("llama", tmp_path / "model")
     partial = tmp_path / "edge.partial"
     (partial / "blocks").mkdir(parents=True)
-    (partial / kept).write_text("{}")
+    (partial / "state.json").write_text("{}")
     with pytest.raises(
         AwpError, match=r"edge\.partial holds an unfinished compression; finish it with .*--resume"
     ):
         export_model(model, tmp_path / "edge", ExportOptions(format="hf"))
-    assert sorted(path.name for path in partial.iterdir()) == sorted(["blocks", kept])
-    (partial / kept).unlink()
+    assert sorted(path.name for path in partial.iterdir()) == ["blocks", "state.json"]
+    (partial / "state.json").unlink()
     export_model(model, tmp_path / "edge", ExportOptions(format="hf"))
     assert not partial.exists()
 

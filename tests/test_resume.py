@@ -162,6 +162,16 @@ def test_resume_without_an_unfinished_run_starts_fresh(
     assert "nothing to resume" in (out / "compress.log").read_text()
 
 
+def test_resume_takes_nothing_from_a_folder_that_is_no_checkpoint(
+    model: Path, reference: dict[str, str], tmp_path: Path
+) -> None:
+    leftover = tmp_path / "out.partial" / "work"
+    leftover.mkdir(parents=True)
+    (leftover / "model.safetensors").write_text("of a killed export")
+    assert finish(launch(model, tmp_path / "out", "--resume")) == ""
+    assert contents(tmp_path / "out") == reference
+
+
 def test_resume_of_a_finished_run_changes_nothing(
     model: Path, reference: dict[str, str], tmp_path: Path
 ) -> None:

@@ -127,12 +127,16 @@ def open_statistics(
 
 
 def _stream(folder: ModelFolder, asked: CalibrationRequest, state: Path, *, say: Progress) -> BlockStream:
-    from .stream import BlockStream, StreamOptions  # torch, only where a model has to run
+    import torch  # only where a model has to run
+    import transformers
+
+    from .stream import BlockStream, StreamOptions
 
     tokens = _tokens(folder, asked, state, say=say)
     calibration = {
         **_identity(asked), "windows": len(tokens), "order": asked.order, "products": asked.products,
         "tokens_sha256": hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").data).hexdigest(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }  # fmt: skip
     options = StreamOptions(
         asked.order == "one-shot", asked.products, asked.skip, asked.threads, asked.token_weights

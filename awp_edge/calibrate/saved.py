@@ -9,6 +9,7 @@ block-000.safetensors    C (d_in, d_in) float32 of every distinct input, by the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ..artifacts import Gram, LinearInfo, Sensitivity
 from ..errors import AwpError
 from ..models import ModelFolder
-from ..storage import TensorFile, file_sha256, read_json, write_json, write_tensors, writing
+from ..storage import TensorFile, file_sha256, read_json, sole_owner, write_json, write_tensors, writing
 from .names import skipped_names
 
 SCHEMA_VERSION = 1
@@ -60,7 +61,10 @@ def saved_calibration(directory: Path) -> Mapping[str, Any]:
 
 
 def require_claimable(directory: Path) -> None:
-    """Raise AwpError where a folder has other files, or some of the kind and nothing says of what calibration."""
+    """Raise AwpError where a folder has other files, or some of the kind and nothing says of what calibration.
+
+    Or where another process is filling it.
+    """
     left = _files(directory)
     others = sorted(set(directory.iterdir()) - set(left)) if directory.is_dir() else []
     if others and not (directory / UNFINISHED_FILE).is_file():
@@ -71,6 +75,9 @@ def require_claimable(directory: Path) -> None:
         raise AwpError(
             f"{directory} has {left[0].name} of an unknown calibration; give an empty --statistics folder"
         )
+    if directory.is_dir():
+        with sole_owner(directory):
+            pass
 
 
 class SavedStatistics:
@@ -152,6 +159,10 @@ class SavingStatistics:
         self._names, self._skipped = names, skipped_names(names, skip)
         with writing(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
+        # Held until the set is complete: of two calibrations at once the second would replace the first one's blocks.
+        self._ownership = ExitStack()
+        self._ownership.enter_context(sole_owner(self._directory))
+        with writing(self._directory):
             self._claim()
 
     def linears(self, block: int) -> Sequence[LinearInfo]:
@@ -220,6 +231,7 @@ class SavingStatistics:
         }  # fmt: skip
         write_json(self._directory / MANIFEST_FILE, manifest)
         (self._directory / UNFINISHED_FILE).unlink(missing_ok=True)
+        self._ownership.close()
 
 
 def block_name(block: int) -> str:
