@@ -24,34 +24,49 @@ def where(result: Mapping[str, Any]) -> str:
 def sparse(result: Result) -> str:
     """Return the sparse operator against the best dense one of the same shape."""
     measured = result["results"]
-    rows = (
-        (
-            "x".join(map(str, row["shape"])),
-            row["operator"],
-            f"{row['streamed_us']:.0f} us ({row['streamed_speedup']:.2f}x)",
-            f"{row['streamed_gb_s']:.1f} GB/s",
-            f"{row['resident_us']:.0f} us ({row['resident_speedup']:.2f}x)",
-            f"{row['prefill_us'] / 1e3:.1f} ms ({row['prefill_speedup']:.2f}x)",
-        )
-        for row in measured["rows"]
-    )
-    limits = measured["limits"]
-    how = f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}"
-    bits = 8 * limits["read_gb_s"] / limits["memory_gweights"]
-    rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {bits:.2f} bits"
-    if "streamed_dense_us" in measured["rows"][0]:
-        how += "; a sparse operator's ratio is that of its turns with the fastest dense one"
-    note = (
-        f"{how}. The machine reads {limits['read_gb_s']:.1f} GB/s, which allows {rates}; from the cache it decodes "
-        f"{limits['decode_gweights']:.0f}e9"
-    )
-    header = ("layer", "operator", "streamed", "reads", "resident", "512 rows")
-    parts = [grid(header, rows), f"{note}. {where(result)}."]
+    turns = all("streamed_dense_us" in row for row in measured["rows"])
+    parts = [_operators(measured["rows"], turns=turns), f"{_limits(measured, turns=turns)}. {where(result)}."]
     if "kernel_rows" in measured:
         parts += _kernels(measured["kernel_rows"])
     if "edge" in measured:
         parts.append(_edge(measured["edge"]))
     return "\n\n".join(parts) + "\n"
+
+
+def _operators(measured: Iterable[Mapping[str, Any]], *, turns: bool) -> str:
+    """Return the operators' times; with turns also that of the dense one which a sparse one took turns with."""
+    rows = []
+    for row in measured:
+        dense = row["operator"].startswith("dense")
+        beside = ["-" if dense else f"{row['streamed_dense_us']:.0f} us"] if turns else []
+        rows.append(
+            [
+                "x".join(map(str, row["shape"])),
+                row["operator"],
+                f"{row['streamed_us']:.0f} us ({row['streamed_speedup']:.2f}x)",
+                *beside,
+                f"{row['streamed_gb_s']:.1f} GB/s",
+                f"{row['resident_us']:.0f} us ({row['resident_speedup']:.2f}x)",
+                f"{row['prefill_us'] / 1e3:.1f} ms ({row['prefill_speedup']:.2f}x)",
+            ]
+        )
+    beside = ["dense in its turns"] if turns else []
+    return grid(["layer", "operator", "streamed", *beside, "reads", "resident", "512 rows"], rows)
+
+
+def _limits(measured: Mapping[str, Any], *, turns: bool) -> str:
+    """Return how the operators were measured and what the machine allows."""
+    limits = measured["limits"]
+    how = f"{measured['kernels']} kernels, {measured['threads']} threads, medians of {measured['runs']}"
+    if turns:
+        how += "; a sparse operator's ratio is that of its turns with the fastest dense one"
+    bits = 8 * limits["read_gb_s"] / limits["memory_gweights"]
+    rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {bits:.2f} bits"
+    form = {"stored": " of weights as stored", "expanded": " of expanded copies"}.get(limits.get("form", ""), "")
+    return (
+        f"{how}. The machine reads {limits['read_gb_s']:.1f} GB/s, which allows {rates}; from the cache it decodes "
+        f"{limits['decode_gweights']:.0f}e9{form}"
+    )
 
 
 def _kernels(measured: Iterable[Mapping[str, Any]]) -> list[str]:
