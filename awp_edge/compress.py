@@ -106,10 +106,8 @@ def _request(folder: ModelFolder, options: CompressOptions) -> dict[str, Any]:
     """Return everything that decides the result, as plain JSON values: what a resumed run must have in common."""
     from . import native
 
-    spec = {
-        **asdict(options.spec),
-        "group_size": "auto" if options.auto_group_size else options.spec.group_size,
-    }
+    size = "auto" if options.auto_group_size else options.spec.group_size
+    spec = {**asdict(options.spec), "group_size": size}
     try:
         resolve(options.backend)
     except ValueError as error:

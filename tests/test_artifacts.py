@@ -22,7 +22,7 @@ from awp_edge.errors import AwpError
 from awp_edge.methods import CompressSpec, compress_layer
 from awp_edge.models import ModelFolder
 from awp_edge.solvers.base import Encoding
-from awp_edge.storage import TensorFile, read_json, write_json
+from awp_edge.storage import TensorFile, building, read_json, write_json
 
 SPECS = [
     CompressSpec(sparsity=0.5),
@@ -244,3 +244,27 @@ def test_kinds_of_folders(compressed: Path, tmp_path: Path) -> None:
     for place, message in {"empty": "is neither a Hugging Face", "nowhere": "does not exist"}.items():
         with pytest.raises(AwpError, match=message):
             folder_kind(tmp_path / place)
+
+
+def test_a_folder_is_built_by_one_owner_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with building(out) as partial:
+        (partial / "half").write_text("mine")
+        with (
+            pytest.raises(AwpError, match=r"another process is working in .*out\.partial; wait for it"),
+            building(out),
+        ):
+            pass
+        assert (partial / "half").read_text() == "mine"
+    assert [path.name for path in out.iterdir()] == ["half"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_process_had_built_goes(tmp_path: Path) -> None:
+    (tmp_path / "out.partial" / "work").mkdir(parents=True)
+    with building(tmp_path / "out") as partial:
+        assert not any(partial.iterdir())
+    with pytest.raises(RuntimeError), building(tmp_path / "other") as partial:
+        (partial / "half").write_text("")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

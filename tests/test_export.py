@@ -371,20 +371,6 @@ def test_an_output_that_is_in_use_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "edge").iterdir()] == ["precious"]
 
 
-def test_two_exports_do_not_build_in_one_folder(tmp_path: Path) -> None:
-    model = tiny_models.build("llama", tmp_path / "model")
-    refusals: list[str] = []
-
-    def second(message: str) -> None:
-        with pytest.raises(AwpError) as refused:
-            export_model(model, tmp_path / "edge", ExportOptions(format="hf"))
-        refusals.append(str(refused.value))
-
-    export_model(model, tmp_path / "edge", ExportOptions(format="hf"), progress=second)
-    assert refusals and all("another process is working in" in line for line in refusals)
-    assert ModelFolder(tmp_path / "edge").hash() == ModelFolder(model).hash()
-
-
 def test_the_checkpoint_of_a_compression_is_never_removed(tmp_path: Path) -> None:
     """Export builds in the same OUT.partial; what a killed export left there is no obstacle."""
     model = tiny_models.build("llama", tmp_path / "model")
