@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
 
+from .artifacts import LinearInfo
 from .errors import UsageError
 from .methods import METHODS
-from .options import DAMPING
+from .options import DAMPING, CompressOptions, fit_spec
 from .spec import CompressSpec
 
 #: Table -> the settings of its rows; the rivals of `joint` take as much packed storage without zeros.
@@ -108,6 +109,33 @@ def table_rows(
                     yield row
     if not found:
         raise UsageError(f"none of {choice} does {table}: see awp-edge table --help")
+
+
+def fitting(rows: Iterable[Row], layers: Sequence[LinearInfo]) -> tuple[list[Row], dict[str, str]]:
+    """Return the rows that every layer allows, and for each other setting why it is left out.
+
+    Raises: UsageError where no row is left.
+    """
+    kept: list[Row] = []
+    reasons: dict[str, str | None] = {}  # of every setting: methods do not matter to it
+    for row in rows:
+        if row.setting not in reasons:
+            reasons[row.setting] = _misfit(row.spec, layers)
+        if reasons[row.setting] is None:
+            kept.append(row)
+    left_out = {setting: reason for setting, reason in reasons.items() if reason is not None}
+    if not kept:
+        why = ", ".join(f"{setting} ({reason})" for setting, reason in left_out.items())
+        raise UsageError(f"the model's widths allow no row: {why}; choose other rows or another --group-size")
+    return kept, left_out
+
+
+def _misfit(spec: CompressSpec, layers: Sequence[LinearInfo]) -> str | None:
+    try:
+        fit_spec(CompressOptions(spec), layers)
+    except UsageError as error:
+        return str(error).partition("; ")[0]  # without the advice, which names options of compress
+    return None
 
 
 def settings_of(table: str) -> tuple[Mapping[str, Any], ...]:

@@ -31,7 +31,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     rows += [[row["method"], row["setting"], *_cells(row, labels)] for row in result["rows"]]
     lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
     text = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([*text, "", *_rival_lines(result.get("rivals", ())), result["protocol"], ""])
+    notes = [*_rival_lines(result.get("rivals", ())), *_left_out_lines(result.get("left_out", {}))]
+    return "\n".join([*text, "", *notes, result["protocol"], ""])
 
 
 def _cells(row: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
@@ -62,6 +63,20 @@ def _rival_lines(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
         for pair in pairs
     ]  # fmt: skip
     return [*lines, ""] if lines else []
+
+
+def _left_out_lines(left_out: Mapping[str, str]) -> list[str]:
+    """Name the settings that the model does not allow, those of one reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for setting, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(setting)
+    parts = [f"{', '.join(settings)} ({reason})" for reason, settings in by_reason.items()]
+    return [f"Left out: {'; '.join(parts)}.", ""] if parts else []
+
+
+def require_drawing() -> None:
+    """Raise ModuleNotFoundError where matplotlib is not installed: before hours of rows, not after them."""
+    import matplotlib.figure  # noqa: F401
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,14 +17,17 @@ from command_line import AWP_EDGE, awp_edge, succeeded
 from tiny_models import build, write_text
 
 from awp_edge import METHODS, CompressSpec, Problem
+from awp_edge.artifacts import LinearInfo
 from awp_edge.convergence import convergence
 from awp_edge.errors import UsageError
 from awp_edge.options import DAMPING
+from awp_edge.storage import sole_owner
 from awp_edge.table import (
     ALL,
     SETTINGS,
     TABLES,
     Choice,
+    fitting,
     packed_bits,
     pooled,
     rivals,
@@ -79,6 +84,21 @@ def test_bad_choices_get_one_line(table: str, choice: Choice, message: str) -> N
     with pytest.raises(UsageError) as caught:
         list(table_rows(table, group_size=64, choice=choice))
     assert str(caught.value).startswith(message)
+
+
+def test_rows_that_the_widths_do_not_allow_are_left_out() -> None:
+    layers = [LinearInfo("a", "a", (8, 64)), LinearInfo("b", "b", (8, 96))]
+    rows = list(table_rows(ALL, group_size=32))
+    kept, left_out = fitting(rows, layers)
+    assert left_out == dict.fromkeys(
+        ("32/64", "32/64 + INT4"), "b: pattern 32/64 needs 64 to divide d_in = 96"
+    )
+    assert kept == [row for row in rows if row.setting not in left_out]
+    assert fitting(rows, layers[:1]) == (rows, {})
+    with pytest.raises(
+        UsageError, match=r"allow no row: INT4 \(group size 64 does not divide d_in = 96 of b\)"
+    ):
+        fitting(table_rows("quantization", group_size=64), layers)
 
 
 def test_rivals_take_equal_storage() -> None:
@@ -168,7 +188,10 @@ def test_markdown_and_plots(tmp_path: Path) -> None:
     assert lines[2] == "| dense |  | 19.26 | - | 20.00 | - | - | - | - | - | - |"
     assert lines[3] == "| rtn | INT3 | 66.81 | 0.5000 | 133.62 | 0.5000 | 0.06681 | 3 | 5 | - | 3.30 |"
     assert "| 31.00 (30.00-32.00) |" in lines[4]
-    assert lines[-1] == "8 windows"
+    assert lines[-1] == "8 windows" and "Left out" not in markdown(result)
+    left_out = {"INT3": "96 inputs", "2:4": "97 inputs", "INT2": "96 inputs"}
+    noted = markdown({**result, "left_out": left_out}).splitlines()
+    assert noted[-3:] == ["Left out: INT3, INT2 (96 inputs); 2:4 (97 inputs).", "", "8 windows"]
     pytest.importorskip("matplotlib")
     files = draw(result, tmp_path)
     assert [file.name for file in files] == [
@@ -285,5 +308,83 @@ def test_several_calibrations_give_a_spread(tmp_path: Path) -> None:
         row["mean_relative_error"] for row in drawn["rows"]
     ]
     assert not (tmp_path / "reused" / "statistics").exists()
+    for draw_of in (1, 2):
+        shutil.copytree(
+            tmp_path / "drawn" / f"statistics-{draw_of}", tmp_path / f"run{draw_of}" / "statistics"
+        )
+    alike = [("--statistics", tmp_path / f"run{draw_of}" / "statistics") for draw_of in (1, 2)]
+    apart = (*asked, *(part for pair in alike for part in pair), "--out", tmp_path / "apart")
+    rows = succeeded(*apart).json["rows"]
+    assert rows[0]["error_spread"]["runs"] == sparse["error_spread"]["runs"][1:]
+    assert succeeded(*apart).json["rows"] == rows  # the seconds too: no row took the other's place
+    none = awp_edge(*asked, "--statistics", tmp_path / "none", "--out", tmp_path / "both").refused()
+    assert "none holds no complete statistics; make them with" in none
     both = awp_edge(*asked[:-1], "--subsets", 2, *saved[0], "--out", tmp_path / "both").refused(code=2)
     assert "give one" in both
+
+
+def small_table(folder: Path, **model: Any) -> tuple[object, ...]:
+    """Return the command for a table of a tiny model, with folder/text.txt and folder/calibration.txt."""
+    build("llama", folder / "model", **model)
+    text = write_text(folder / "text.txt", 2000)
+    calibration = write_text(folder / "calibration.txt", 2000, seed=1)
+    return ("table", "all", folder / "model", "--text", text, "--calibration", calibration, "--samples", 4,
+            "--seq-len", 64, "--windows", 2, "--group-size", 32, "--out", folder / "out", "--json")  # fmt: skip
+
+
+def test_edited_files_are_measured_again_and_moved_ones_are_not(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    asked = (*small_table(tmp_path), "--row", "awq INT4")
+    first = succeeded(*asked).json
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("model", "text.txt", "calibration.txt", "out"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    moved = [tmp_path / "elsewhere" / a.name if isinstance(a, Path) else a for a in asked]
+    assert succeeded(*moved).json["rows"] == first["rows"]  # the seconds too
+    write_text(tmp_path / "elsewhere" / "text.txt", 2000, seed=2)
+    edited = succeeded(*moved).json
+    assert edited["dense"] != first["dense"]
+    assert edited["rows"][0]["perplexity"] != first["rows"][0]["perplexity"]
+    assert edited["rows"][0]["layers"] == first["rows"][0]["layers"]
+    write_text(tmp_path / "elsewhere" / "calibration.txt", 2000, seed=3)
+    statistics = tmp_path / "elsewhere" / "out" / "statistics"
+    refused = awp_edge(*moved[:-3], *moved[-2:]).refused()
+    assert f"choose another --out, or delete {statistics} to calibrate again" in refused
+    shutil.rmtree(statistics)
+    again = succeeded(*moved).json
+    assert again["dense"] == edited["dense"] and again["rows"][0]["layers"] != edited["rows"][0]["layers"]
+
+
+def test_a_model_of_odd_widths_gets_the_rows_that_fit(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    asked = small_table(tmp_path, hidden_size=96)
+    refused = awp_edge(*asked, "--row", "wanda 32/64").refused(code=2)
+    assert "the model's widths allow no row: 32/64 (" in refused
+    assert not (tmp_path / "out").exists()
+    result = succeeded(*asked, "--row", "rtn INT4", "--row", "wanda 32/64").json
+    assert [row["setting"] for row in result["rows"]] == ["INT4"]
+    (reason,) = result["left_out"].values()
+    assert list(result["left_out"]) == ["32/64"] and reason.endswith("needs 64 to divide d_in = 96")
+    assert f"Left out: 32/64 ({reason})." in (tmp_path / "out" / "all.md").read_text().splitlines()
+
+
+def test_a_missing_plotting_package_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "site" / "matplotlib").mkdir(parents=True)
+    (tmp_path / "site" / "matplotlib" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'matplotlib'\", name='matplotlib')\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    run = awp_edge(*small_table(tmp_path)[:-1], env={"PYTHONPATH": path})
+    assert "pip install 'awp-edge[bench]'" in run.refused() and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_steps_has_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    asked = small_table(tmp_path)[:-1]
+    (tmp_path / "out").mkdir()
+    with sole_owner(tmp_path / "out"):
+        for command in (asked, ("demo", tmp_path / "out")):
+            assert f"another process is working in {tmp_path / 'out'}; wait" in awp_edge(*command).refused()
+    assert not list((tmp_path / "out").iterdir())
+    cache = awp_edge("demo", tmp_path, env={"AWP_CACHE": str(tmp_path)}).refused(code=2)
+    assert "is the cache of fetched models; choose another folder" in cache

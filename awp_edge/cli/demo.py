@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from ..evaluate import evaluate
 from ..storage import write_json
 from .command import Options, Outcome
@@ -19,7 +20,7 @@ from .compression import CompressChoice, FetchChoice, compress, default_cache, f
 from .console import columns, duration, progress, size
 from .edge import BenchChoice, ExportChoice, GenerateChoice, bench, export, generate
 from .evaluation import open_source
-from .steps import Steps, finished_steps, folder_name
+from .steps import Steps, finished_steps, folder_name, steps_in
 
 MODEL = "smollm2-135m"
 PROMPT = "Explain in one sentence why the sky is blue."
@@ -56,8 +57,14 @@ def demo(options: DemoChoice) -> Outcome:
 
     Fetch, compress, export, evaluate, bench and generate; print before and after.
     """
-    steps = Steps(options.out)
     model = default_cache() / MODEL
+    if options.out.resolve() == model.parent.resolve():  # fetch would wait for ever for the lock of the steps
+        raise UsageError(f"{options.out} is the cache of fetched models; choose another folder for the demo")
+    with steps_in(options.out) as steps:
+        return _demo(model, steps, options)
+
+
+def _demo(model: Path, steps: Steps, options: DemoChoice) -> Outcome:
     steps.run(
         "fetch", str(model), lambda: fetch(FetchChoice(name=MODEL, directory=model)).payload, makes=model
     )

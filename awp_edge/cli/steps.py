@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..record import machine
-from ..storage import read_json, write_json
+from ..storage import read_json, sole_owner, write_json, writing
 from .console import note
 
 STEPS_FILE = "steps.json"
@@ -33,11 +34,25 @@ def where_and_when(made: Sequence[Mapping[str, Any]]) -> str:
     return f"{' and '.join(places)}, {' to '.join(days)}"
 
 
+@contextmanager
+def steps_in(folder: Path) -> Iterator[Steps]:
+    """Give the steps of a folder, which is made where it is missing, to this process alone.
+
+    Raises: AwpError where another process has them, or the folder or its record cannot be used.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with sole_owner(folder):
+        yield Steps(folder)
+
+
 class Steps:
-    """Run named steps once: a step whose parameters and results are on record is not run again."""
+    """Run named steps once: a step whose parameters and results are on record is not run again.
+
+    Two processes with one record lose each other's steps: `steps_in` opens it for one.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / STEPS_FILE
         self.done: dict[str, Any] = read_json(self._file) if self._file.is_file() else {}
         self._taken: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,24 +13,25 @@ from typing import Annotated, Any
 
 import typer
 
-from ..calibrate.request import CalibrationRequest
-from ..calibrate.saved import SavedStatistics
+from ..artifacts import LinearInfo
+from ..calibrate.request import CalibrationRequest, open_statistics
+from ..calibrate.saved import MANIFEST_FILE, SavedStatistics, has_statistics
 from ..calibrate.text import read_text
 from ..convergence import convergence
-from ..errors import UsageError
+from ..errors import AwpError, UsageError
 from ..evaluate import Evaluation, LogitsSource, evaluate
 from ..methods import METHODS
 from ..models import ModelFolder
 from ..problem import Problem
 from ..spec import EFFORTS
-from ..storage import write_json, writing
-from ..table import TABLES, Choice, Row, packed_bits, pooled, rivals, table_rows
-from ..table_page import draw, markdown
+from ..storage import file_sha256, write_json, writing
+from ..table import TABLES, Choice, Row, fitting, packed_bits, pooled, rivals, table_rows
+from ..table_page import draw, markdown, require_drawing
 from .command import Options, Outcome
 from .compression import CompressChoice, compress
-from .console import progress
+from .console import note, progress
 from .evaluation import open_source
-from .steps import Steps, finished_steps, folder_name
+from .steps import Steps, finished_steps, folder_name, steps_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +103,22 @@ class Text:
 
     label: str
     content: str
+    sha256: str
     skip: int
     windows: int | None
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Name one calibration: the folder of its statistics, and what makes them where there are none."""
+    """Name one calibration: the folder of its statistics, and what makes them where there are none.
+
+    label: of its steps.  sha256: of the manifest of saved statistics, None for those that the table makes.
+    """
 
     statistics: Path
     seed: int | None
+    label: str
+    sha256: str | None = None
 
 
 def table(options: TableChoice) -> Outcome:
@@ -130,13 +137,51 @@ def table(options: TableChoice) -> Outcome:
             choice=choice,
         )
     )
-    texts = open_texts(options.text, options.windows)
-    if not options.statistics:  # before hours of rows
-        CalibrationRequest(options.calibration, token_weights=options.token_weights).check()
-    run = _Run(options, texts, subsets_of(options))
-    result = run.measure(rows)
-    plots = [str(file) for file in draw(result, options.out)]
+    # What can be refused is refused before hours of rows.
+    texts, subsets = open_texts(options.text, options.windows), subsets_of(options)
+    require_drawing()
+    model = ModelFolder(options.model)
+    rows, left_out = fitting(rows, linears_of(model))
+    calibration = calibration_of(options, model, subsets)
+    for setting, reason in left_out.items():
+        note(f"{setting} is left out: {reason}")
+    with steps_in(options.out) as steps:
+        run = _Run(options, Inputs(model, texts, subsets, calibration), steps)
+        result = run.measure(rows, left_out)
+        plots = [str(file) for file in draw(result, options.out)]
     return Outcome({**result, "plots": plots}, [*markdown(result).splitlines(), *plots])
+
+
+def linears_of(model: ModelFolder) -> list[LinearInfo]:
+    """List what is compressed. Raises: AwpError for a model without a block stack of linears."""
+    from ..calibrate.modules import Skeleton
+
+    skeleton = Skeleton(model)
+    return [LinearInfo(name, name, skeleton.shape(name)) for block in skeleton.linears for name in block]
+
+
+def calibration_of(options: TableChoice, model: ModelFolder, subsets: Sequence[Subset]) -> CalibrationRequest:
+    """Return what every calibration has in common, its sizes settled.
+
+    Raises: UsageError or AwpError for options and text that will not do, and for statistics of another calibration.
+    """
+    request = CalibrationRequest(
+        options.calibration, samples=options.samples, seq_len=options.seq_len, token_weights=options.token_weights
+    ).sized(model)  # fmt: skip
+    request.check()
+    for subset in subsets:
+        folder = subset.statistics
+        if not has_statistics(folder):
+            continue
+        asked = replace(request, seed=subset.seed, order="one-shot", statistics=folder)
+        try:
+            open_statistics(model, asked, folder)
+        except AwpError as error:
+            if subset.sha256 is not None:
+                raise
+            what = str(error).partition("; ")[0]
+            raise AwpError(f"{what}; choose another --out, or delete {folder} to calibrate again") from None
+    return request
 
 
 def open_texts(names: Sequence[str], windows: int | None) -> list[Text]:
@@ -156,63 +201,93 @@ def open_texts(names: Sequence[str], windows: int | None) -> list[Text]:
 def open_text(name: str, windows: int | None) -> Text:
     """Read FILE, or FILE:A-B for its windows A to B, counted from 0."""
     match = re.fullmatch(r"(.+):(\d+)-(\d+)", name)
-    if match is None:
-        return Text(Path(name).name, read_text(Path(name)), 0, windows)
-    first, last = int(match[2]), int(match[3])
-    if last < first:
-        raise UsageError(f"--text {name}: the last window is before the first")
-    n = last - first + 1
-    return Text(Path(name).name, read_text(Path(match[1])), first, n if windows is None else min(n, windows))
+    path, first = Path(match[1] if match else name), 0
+    if match is not None:
+        first, last = int(match[2]), int(match[3])
+        if last < first:
+            raise UsageError(f"--text {name}: the last window is before the first")
+        n = last - first + 1
+        windows = n if windows is None else min(n, windows)
+    return Text(Path(name).name, read_text(path), file_sha256(path), first, windows)
 
 
 def subsets_of(options: TableChoice) -> list[Subset]:
-    """Return the calibrations that every row is compressed with."""
+    """Return the calibrations that every row is compressed with.
+
+    Raises: UsageError for subsets of saved statistics; AwpError where a folder of those has no complete set.
+    """
     if options.statistics:
         if options.subsets != 1:
             raise UsageError(
                 f"--subsets {options.subsets} makes statistics, --statistics takes saved ones: give one"
             )
-        return [Subset(folder, None) for folder in options.statistics]
-    own = options.out / "statistics"
-    others = [Subset(own.with_name(f"statistics-{seed}"), seed) for seed in range(1, options.subsets)]
-    return [Subset(own, None), *others]
+        return [saved_subset(folder) for folder in options.statistics]
+    names = ["statistics", *(f"statistics-{seed}" for seed in range(1, options.subsets))]
+    return [Subset(options.out / name, seed or None, name) for seed, name in enumerate(names)]
+
+
+def saved_subset(folder: Path) -> Subset:
+    """Return a calibration whose statistics are there. Raises: AwpError where they are not."""
+    if not has_statistics(folder):
+        raise AwpError(
+            f"{folder} holds no complete statistics; make them with awp-edge compress --one-shot --statistics, "
+            "or leave --statistics out"
+        )
+    return Subset(folder, None, str(folder), file_sha256(folder / MANIFEST_FILE))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Hold what is compressed, measured on and calibrated with."""
+
+    model: ModelFolder
+    texts: Sequence[Text]
+    subsets: Sequence[Subset]
+    calibration: CalibrationRequest
+
+    def dense_key(self) -> dict[str, Any]:
+        """Return what decides the dense model's results: contents, which a path does not tell."""
+        return {
+            "model": self.model.hash(), "seq_len": self.calibration.seq_len,
+            "texts": [[text.label, text.sha256, text.skip, text.windows] for text in self.texts],
+        }  # fmt: skip
+
+    def key(self, subset: Subset) -> dict[str, Any]:
+        """Return what decides the results of a row on one calibration, the row itself aside."""
+        asked = self.calibration
+        return {
+            **self.dense_key(), "calibration": Path(asked.source).name, **asked.known(), "samples": asked.samples,
+            "token_weights": asked.token_weights, "seed": subset.seed, "statistics": subset.sha256,
+        }  # fmt: skip
 
 
 class _Run:
     """The steps of a table, each done once."""
 
-    def __init__(self, options: TableChoice, texts: Sequence[Text], subsets: Sequence[Subset]) -> None:
-        self._options, self._texts, self._subsets = options, texts, subsets
-        self._steps = Steps(options.out)
-        self._key = {
-            "model": str(options.model), "text": list(options.text), "windows": options.windows,
-            "calibration": options.calibration, "samples": options.samples, "seq_len": options.seq_len,
-        }  # fmt: skip
+    def __init__(self, options: TableChoice, inputs: Inputs, steps: Steps) -> None:
+        self._options, self._inputs, self._steps = options, inputs, steps
+        self._texts, self._subsets = inputs.texts, inputs.subsets
 
-    def measure(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def measure(self, rows: Sequence[Row], left_out: Mapping[str, str]) -> dict[str, Any]:
         """Run every row on the first calibration, then on the next, and write what there is after each."""
-        dense = self._steps.run("dense", self._key, self._dense)
+        dense = self._steps.run("dense", self._inputs.dense_key(), self._dense)
         done: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
         result: dict[str, Any] = {
             "table": self._options.table, "dense": dense, "rows": [], "rivals": [], "convergence": [],
+            "left_out": dict(left_out),
         }  # fmt: skip
-        for subset in self._subsets:
+        keys = [self._inputs.key(subset) for subset in self._subsets]
+        for subset, key in zip(self._subsets, keys, strict=True):
             for row in rows:
                 if done[row.name] and not METHODS[row.spec.method].calibrated:
                     continue
-                step = f"{row.name}, {subset.statistics.name}"
-                asked = {
-                    **self._key, **asdict(row.spec), "statistics": str(subset.statistics), "seed": subset.seed,
-                    "token_weights": self._options.token_weights,
-                }  # fmt: skip
+                step, asked = f"{row.name}, {subset.label}", {**key, **asdict(row.spec)}
                 done[row.name].append(self._steps.run(step, asked, partial(self._row, row, subset)))
                 result["rows"] = [pooled(runs) for runs in done.values() if runs]
                 result["rivals"] = rivals(result["rows"])
                 self._write(result)
         if any(row.spec.kind == "pruning" for row in rows):
-            of = {**self._key, "statistics": str(self._subsets[0].statistics),
-                  "token_weights": self._options.token_weights}  # fmt: skip
-            result["convergence"] = self._steps.run("convergence", of, self._convergence)["layers"]
+            result["convergence"] = self._steps.run("convergence", keys[0], self._convergence)["layers"]
             self._write(result)
         return result
 
@@ -257,7 +332,7 @@ class _Run:
 
     def _convergence(self) -> dict[str, Any]:
         """Follow the iterative methods on the middle block, one linear of every input."""
-        source = SavedStatistics(ModelFolder(self._options.model), self._subsets[0].statistics)
+        source = SavedStatistics(self._inputs.model, self._subsets[0].statistics)
         block = source.n_blocks // 2
         grams = source.statistics(block)
         layers = [
