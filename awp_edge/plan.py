@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from .calibrate.request import SELF, CalibrationRequest
 from .certificate import MAX_INPUTS
 from .constraints import RowSparse, Sparse
 from .errors import AwpError
-from .methods import CompressSpec
+from .methods import METHODS, CompressSpec
 from .models import ModelFolder
 from .options import BATCH_TOKENS, GRADIENT_TOKENS, HEAD_TOKENS, CompressOptions, fit_spec
 
@@ -25,7 +26,14 @@ BASE_BYTES = 600_000_000
 #: The same before any block was streamed.
 LOADED_BYTES = 450_000_000
 #: Matrices the size of the largest layer that a solver holds at once.
-SOLVER_MATRICES = 8
+SOLVER_MATRICES = 10
+#: Matrices the size of C, in float32, that it holds beside C: resident memory measured on 64 x 1536, the core's and
+#: LAPACK's own included. Checking C takes two; by method, and for low rank and awp-plus by what they do.
+CHECK_SQUARES, ROOT_SQUARES = 2, 10
+SQUARES: Mapping[str, int] = MappingProxyType({"sparsegpt": 8, "gptq": 7, "gptq-actorder": 7, "alps": 12})
+PLUS_SQUARES: Mapping[str, int] = MappingProxyType({"pruning": 9, "quantization": 6, "joint": 9})
+#: Names of the linears that read what attention made of the block's input.
+OUTPUTS = frozenset({"o_proj", "out_proj", "c_proj", "dense", "wo"})
 #: Shares of the probe's product rate that whole stages reach.
 CALIBRATION_EFFICIENCY, SOLVE_EFFICIENCY = 0.5, 0.6
 #: What solving takes, in products W C: the paper's steps; measured on SmolLM2-135M for awp-plus, by kind and effort.
@@ -53,7 +61,8 @@ class Plan:
 
     left_alone: matrices inside the block stack that are not compressed.  weight_bytes: the model's files now.
     compressed_bytes: the compressed folder.  block_bytes: the compressed linears in an export (the head and the
-    embeddings come on top).  disk_bytes: what OUT needs while it is built.  fits: None without a memory limit.
+    embeddings come on top).  disk_bytes: what OUT needs while it is built.  statistics_bytes: what the run adds to a
+    folder of saved statistics.  fits: None without a memory limit.
     """
 
     model: str
@@ -70,6 +79,7 @@ class Plan:
     compressed_bytes: int
     block_bytes: int
     disk_bytes: int
+    statistics_bytes: int
     peak_memory_bytes: int
     fits: bool | None
     calibration_seconds: float
@@ -81,12 +91,12 @@ class Plan:
         return asdict(self)
 
 
-def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
-    """Plan a run; takes seconds.
+def plan(folder: ModelFolder, options: CompressOptions, *, saves_statistics: bool = False) -> Plan:
+    """Plan a run, one that saves its statistics if so asked; takes seconds.
 
     Raises: UsageError where the options do not fit the layers; AwpError for a model without a block stack of linears.
     """
-    stack, blocks = _module_tree(folder, options)
+    stack, whole, blocks = _module_tree(folder, options)
     layers = [layer for block in blocks for layer in block]
     spec = fit_spec(options, layers)
     bits = {layer.name: _export_bits(layer.shape, spec) for layer in layers}
@@ -102,35 +112,43 @@ def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
     memory = peak_memory_bytes(folder, layers, options)
     kept_grams = 4 * len(blocks) * _gram_entries(_largest_block(layers))
     gradients = kept_grams if options.needs_gradients else 0
+    saved = 4 * sum(map(_gram_entries, whole)) * (2 if options.needs_gradients else 1)
     calibration_s, solve_s = _seconds(layers, spec, options, tokens=samples * seq_len)
     return Plan(
         model=str(folder.path), architecture=folder.architecture, dtype=folder.storage_dtype(), n_blocks=len(blocks),
         spec=spec, layers=planned, left_alone=_left_alone(folder, stack, layers), samples=samples,
         seq_len=seq_len, bits_per_weight=sum(bits.values()) / sum(math.prod(layer.shape) for layer in layers),
         weight_bytes=folder.weight_bytes(), compressed_bytes=compressed, block_bytes=-(-sum(bits.values()) // 8),
-        disk_bytes=compressed + hidden_state_bytes(folder, options) + gradients, peak_memory_bytes=memory,
+        disk_bytes=compressed + hidden_state_bytes(folder, options) + gradients,
+        statistics_bytes=saved if saves_statistics else 0, peak_memory_bytes=memory,
         fits=None if options.max_memory_bytes is None else memory <= options.max_memory_bytes,
-        calibration_seconds=calibration_s, solve_seconds=solve_s, warnings=_warnings(folder, options, spec),
+        calibration_seconds=calibration_s, solve_seconds=solve_s,
+        warnings=_warnings(folder, options, spec, layers=layers),
     )  # fmt: skip
 
 
-def require_fit(folder: ModelFolder, options: CompressOptions) -> None:
-    """Raise where a run would be refused: options that do not fit the layers, or too little memory; takes seconds."""
-    _, blocks = _module_tree(folder, options)
+def require_fit(folder: ModelFolder, options: CompressOptions) -> tuple[str, ...]:
+    """Return `CompressSpec.notes` of a run that nothing refuses; takes seconds.
+
+    Raises: UsageError where the options do not fit the layers; AwpError where the memory limit is too low.
+    """
+    _, _, blocks = _module_tree(folder, options)
     layers = [layer for block in blocks for layer in block]
-    fit_spec(options, layers)
+    spec = fit_spec(options, layers)
     require_memory(folder, layers, options)
+    return spec.notes(layers)
 
 
-def _module_tree(folder: ModelFolder, options: CompressOptions) -> tuple[str, list[list[LinearInfo]]]:
-    """Return the name of the block stack and the linears to compress, block by block."""
+def _module_tree(
+    folder: ModelFolder, options: CompressOptions
+) -> tuple[str, list[list[LinearInfo]], list[list[LinearInfo]]]:
+    """Return the name of the block stack, and block by block all linears and those to compress."""
     from .calibrate.modules import Skeleton  # torch, for the module tree alone
 
     skeleton = Skeleton(folder, skip=options.skip)
-    kept = ([name for name in block if name not in skeleton.skipped] for block in skeleton.linears)
-    return skeleton.stack_name, [
-        [LinearInfo(name, name, skeleton.shape(name)) for name in block] for block in kept
-    ]
+    whole = [[LinearInfo(name, name, skeleton.shape(name)) for name in block] for block in skeleton.linears]
+    kept = [[layer for layer in block if layer.name not in skeleton.skipped] for block in whole]
+    return skeleton.stack_name, whole, kept
 
 
 def require_memory(folder: ModelFolder, layers: Sequence[LinearInfo], options: CompressOptions) -> None:
@@ -173,7 +191,8 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
     sizes = [math.prod(layer.shape) for layer in block]
     grams = _gram_entries(block) + max(layer.shape[1] for layer in block) ** 2
     batch = max(BATCH_TOKENS, seq_len) * (6 * hidden + 3 * max(max(layer.shape) for layer in block))
-    solver = max(SOLVER_MATRICES * math.prod(x.shape) + 3 * x.shape[1] ** 2 for x in block)
+    squares = solver_squares(options.spec)
+    solver = max(SOLVER_MATRICES * math.prod(x.shape) + squares * x.shape[1] ** 2 for x in block)
     width = max(x.shape[1] for x in block)
     certificate = 48 * width**2 if options.certificate and width <= MAX_INPUTS else 0
     stages = [
@@ -196,10 +215,24 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
     return max(streaming, LOADED_BYTES + 4 * (numbers + cache))
 
 
+def solver_squares(spec: CompressSpec) -> int:
+    """Return how many matrices the size of C a solver holds beside C."""
+    if spec.kind == "low rank":
+        return CHECK_SQUARES if not METHODS[spec.method].calibrated else ROOT_SQUARES
+    squares = (
+        PLUS_SQUARES[spec.kind] if spec.method == "awp-plus" else SQUARES.get(spec.method, CHECK_SQUARES)
+    )
+    return squares + spec.interleaved  # C once more, in the order of the blocks
+
+
 def _gram_entries(block: Sequence[LinearInfo]) -> int:
-    """Estimate the entries of a block's Gram matrices: linears of one parent and width share their input."""
+    """Estimate the entries of a block's Gram matrices.
+
+    Linears of one parent and width share their input, but for the one that puts attention's heads together.
+    """
+    names = [(*layer.name.rpartition(".")[::2], layer.shape[1]) for layer in block]
     return sum(
-        d_in * d_in for _, d_in in {(layer.name.rpartition(".")[0], layer.shape[1]) for layer in block}
+        d_in * d_in for _, _, d_in in {(parent, leaf in OUTPUTS, d_in) for parent, leaf, d_in in names}
     )
 
 
@@ -256,7 +289,11 @@ def _export_bits(shape: tuple[int, int], spec: CompressSpec) -> int:
         return 32 * math.prod(shape)
     if spec.sparse_export:
         return sparse_bits(shape, kept=spec.support(shape).descriptor()[1][0], group_size=spec.group_size)
-    return grid_bits(shape, spec.bits, shape[1] // spec.group_size)
+    return _input_scale_bits(shape, spec) + grid_bits(shape, spec.bits, shape[1] // spec.group_size)
+
+
+def _input_scale_bits(shape: tuple[int, int], spec: CompressSpec) -> int:
+    return 32 * shape[1] if METHODS[spec.method].scales_inputs else 0
 
 
 def _compressed_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], spec: CompressSpec) -> int:
@@ -270,6 +307,7 @@ def _compressed_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], spec: C
                 size // (2 if spec.bits <= 4 else 1)
                 + 3 * n_groups
                 + (size // 8 if spec.kind == "joint" else 0)
+                + _input_scale_bits(layer.shape, spec) // 8
             )
     width = folder.weight_bytes() / max(1, sum(math.prod(folder.shape(n)) for n in folder.tensor_names()))
     return own + folder.weight_bytes() - int(width * sum(math.prod(layer.shape) for layer in layers))
@@ -294,8 +332,10 @@ def _left_alone(folder: ModelFolder, stack: str, layers: Sequence[LinearInfo]) -
     return tuple(name for name in names if name not in taken)
 
 
-def _warnings(folder: ModelFolder, options: CompressOptions, spec: CompressSpec) -> tuple[str, ...]:
-    notes = []
+def _warnings(
+    folder: ModelFolder, options: CompressOptions, spec: CompressSpec, *, layers: Sequence[LinearInfo]
+) -> tuple[str, ...]:
+    notes = [*spec.notes(layers)]
     if folder.config.get("tie_word_embeddings"):
         notes.append("the output head shares the embedding table; both stay as they are")
     if "CausalLM" not in folder.architecture and "LMHead" not in folder.architecture:

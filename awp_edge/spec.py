@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .artifacts import has_sparse_form
+from .artifacts import LinearInfo, has_sparse_form
 from .constraints import NM, BalancedBlock, Dense, IntGrid, LowRank, Reals, RowSparse, Sparse, Support
 from .errors import UsageError
 
@@ -140,6 +142,31 @@ class CompressSpec:
             return min(int(self.rank), *shape)
         exact = self.rank * shape[0] * shape[1] / (shape[0] + shape[1])
         return max(1, int(round(exact, 9)))  # 0.58 of 100 x 100 is 29, not 28.999...
+
+    def notes(self, layers: Sequence[LinearInfo]) -> tuple[str, ...]:
+        """Return a line for each thing that is served but may not be what was meant; the group size is settled."""
+        from .methods import METHODS
+
+        notes, size = [], self.group_size
+        if self.bits is not None and (size < 16 or size & (size - 1)):
+            notes.append(
+                f"export --format genai refuses group size {size}: ONNX Runtime takes powers of two from 16 up; "
+                "use --format hf, or another --group-size"
+            )
+        if METHODS[self.method].scales_inputs:
+            notes.append(
+                f"export --format genai refuses the input scales of {self.method}, which no node of its graph "
+                "carries; use --format hf, or another --method"
+            )
+        if self.rank is not None:
+            larger = [x for x in layers if self.rank_for(x.shape) * sum(x.shape) > math.prod(x.shape)]
+            if larger:
+                d_out, d_in = larger[0].shape
+                notes.append(
+                    f"rank {self.rank:g} stores more than the dense weight in {len(larger)} of {len(layers)} linears: "
+                    f"in {larger[0].name}, {d_out} x {d_in}, ranks up to {d_out * d_in // (d_out + d_in)} do not"
+                )
+        return tuple(notes)
 
     def _check_damping(self) -> None:
         if self.damping is None:

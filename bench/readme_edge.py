@@ -62,7 +62,9 @@ def _limits(measured: Mapping[str, Any], *, turns: bool) -> str:
         how += "; a sparse operator's ratio is that of its turns with the fastest dense one"
     bits = 8 * limits["read_gb_s"] / limits["memory_gweights"]
     rates = f"{limits['memory_gweights']:.0f}e9 weights/s at {bits:.2f} bits"
-    form = {"stored": " of weights as stored", "expanded": " of expanded copies"}.get(limits.get("form", ""), "")
+    form = {"stored": " of weights as stored", "expanded": " of expanded copies"}.get(
+        limits.get("form", ""), ""
+    )
     return (
         f"{how}. The machine reads {limits['read_gb_s']:.1f} GB/s, which allows {rates}; from the cache it decodes "
         f"{limits['decode_gweights']:.0f}e9{form}"

@@ -154,12 +154,6 @@ def test_activations_that_are_not_finite(compress, damaged):
         ((("--bits", 4, "--group-size", "many")), "group-size"),
         ((("--sparsity", 0.999)), "k = 0"),
         ((("--pattern", "2:4", "--sparsity", 0.3)), "2:4"),
-        ((("--sparsity", 0.5, "--allocate", "columns")), "--allocate is uniform, layer, row"),
-        ((("--pattern", "2:4", "--allocate", "row")), "give --sparsity, --pattern K/64 or --bits"),
-        ((("--bits", 4, "--allocate", "row")), "--allocate row is for --sparsity"),
-        ((("--pattern", "54/64", "--allocate", "layer")), "12/64 to 52/64; --pattern 54/64 is outside"),
-        ((("--bits", 2, "--allocate", "layer")), "--allocate layer has nothing to choose at --bits 2"),
-        ((("--sparsity", 0.9, "--allocate", "row")), "--allocate gives rows 15% to 85% zeros"),
         ((("--pattern", "half")), "half"),
         ((("--pattern", "3:7")), "7"),
         ((("--rank", 0.5, "--bits", 4)), "--rank"),
@@ -214,6 +208,14 @@ def test_evaluation_texts_that_will_not_do(model, tmp_path, content, expected):
 
 
 # Outputs
+
+
+@pytest.mark.parametrize("output", ["none/eval.json", "file/eval.json", "folder"])
+def test_an_evaluation_whose_result_cannot_be_written_does_not_begin(model, tmp_path, output):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    run = awp_edge("eval", model, "--text", tmp_path / "not-even-read.txt", "--output", tmp_path / output)
+    assert f"cannot write {tmp_path / output}: " in run.refused()
 
 
 def test_an_output_that_is_not_empty(model, text, tmp_path):
@@ -283,10 +285,8 @@ def unfinished(model, text, tmp_path):
         "BlockStream.advance = once\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
-    arguments = [
-        str(a)
-        for a in ("compress", model, tmp_path / "out", "--sparsity", 0.5, "--calibration", text, *CALIBRATION)
-    ]
+    asked = ("compress", model, tmp_path / "out", "--sparsity", 0.5, "--calibration", text, *CALIBRATION)
+    arguments = [str(word) for word in asked]
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True, check=False
     )

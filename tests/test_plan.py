@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 
+from awp_edge import native
+from awp_edge.artifacts import LinearInfo
+from awp_edge.backend import Backend, NativeBackend, NumpyBackend
 from awp_edge.errors import AwpError, UsageError
-from awp_edge.methods import CompressSpec
+from awp_edge.methods import METHODS, CompressSpec, compress_layer
 from awp_edge.models import ModelFolder
 from awp_edge.options import CompressOptions
-from awp_edge.plan import calibration_size, hidden_state_bytes, plan, require_fit
+from awp_edge.plan import (
+    SOLVER_MATRICES,
+    calibration_size,
+    hidden_state_bytes,
+    plan,
+    require_fit,
+    solver_squares,
+)
+from awp_edge.problem import Array
+from awp_edge.solvers.admm import STRIP, proximal_matrix
 
 TEXT = {"source": "text.txt", "samples": 4, "seq_len": 32, "order": "one-shot"}
 
@@ -124,3 +138,81 @@ def test_what_a_run_would_refuse_a_plan_refuses(llama: ModelFolder) -> None:
         plan(llama, options(bits=4, group_size=48))
     with pytest.raises(UsageError, match="keeps k = 0"):
         require_fit(llama, options(sparsity=0.999))
+
+
+@pytest.mark.parametrize("method", ["awq", "awq+wanda"])
+def test_input_scales_count_and_have_no_genai_export(llama: ModelFolder, method: str) -> None:
+    sparse = {"sparsity": 0.5} if METHODS[method].handles("joint") else {}
+    made = plan(llama, options(method=method, bits=4, group_size=64, **sparse))
+    plain = plan(llama, options(bits=4, group_size=64, **sparse))
+    first = made.layers[0]
+    assert first.bits_per_weight == plain.layers[0].bits_per_weight + 32 / first.shape[0]
+    inputs = sum(layer.shape[1] for layer in made.layers)
+    assert made.compressed_bytes - plain.compressed_bytes == 4 * inputs
+    assert f"refuses the input scales of {method}" in " ".join(made.warnings)
+    assert "genai" not in " ".join(plain.warnings)
+
+
+def test_a_rank_that_stores_more_than_the_dense_weight_is_noted(llama: ModelFolder) -> None:
+    assert require_fit(llama, options(rank=21)) == ()  # the most that pays, for 32 x 64
+    [note] = require_fit(llama, options(rank=33))
+    assert "rank 33 stores more than the dense weight in" in note and "64 x 64, ranks up to 32" in note
+    assert note in plan(llama, options(rank=33)).warnings
+    assert CompressSpec(rank=0.9).notes([LinearInfo("a", "a", (64, 64))]) == ()
+
+
+def test_saved_statistics_take_disk_of_their_own(llama: ModelFolder) -> None:
+    asked = CompressOptions(CompressSpec(sparsity=0.5), skip=("mlp.*",), calibration=TEXT)
+    made = plan(llama, asked, saves_statistics=True)
+    # One matrix for q, k and v, one for o, one for gate and up, one for down; what is skipped is saved all the same.
+    assert made.statistics_bytes == 4 * made.n_blocks * (3 * 64**2 + 128**2)
+    assert plan(llama, asked).statistics_bytes == 0 and plan(llama, asked).disk_bytes == made.disk_bytes
+
+
+# Memory of the solvers
+
+ENGINES = [NumpyBackend(), *([NativeBackend(2)] if native.available() else [])]
+
+
+def layer(d_out: int, d_in: int) -> tuple[Array, Array]:
+    rng = np.random.default_rng(7)
+    inputs = rng.standard_normal((2 * d_in, d_in)) * np.exp(rng.standard_normal(d_in))
+    gram = (inputs.T @ inputs / len(inputs)).astype(np.float32)
+    return rng.standard_normal((d_out, d_in)).astype(np.float32), (gram + gram.T) / 2
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+@pytest.mark.parametrize("d_in", [1, STRIP - 1, STRIP, 2 * STRIP + 3])
+def test_the_proximal_matrix_has_the_bits_of_its_formula(d_in: int, engine: Backend) -> None:
+    gram = layer(1, d_in)[1]
+    gram[gram < 0] = -0.0
+    inverse = 0.7 * engine.inverse(gram.astype(np.float64) + 0.7 * np.eye(d_in))
+    expected = ((inverse + inverse.T) / 2).astype(np.float32)
+    assert proximal_matrix(gram, 0.7, engine=engine).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"sparsity": 0.5},
+        {"bits": 4},
+        {"pattern": "32/64", "bits": 4},
+        {"method": "sparsegpt", "sparsity": 0.5},
+        {"method": "alps", "sparsity": 0.5},
+        {"method": "gptq", "bits": 4},
+        {"method": "awq+wanda", "sparsity": 0.5, "bits": 4},
+        {"rank": 0.5},
+    ],
+    ids=str,
+)
+def test_no_solver_holds_more_than_is_planned(llama: ModelFolder, asked: dict[str, object]) -> None:
+    spec, shape = CompressSpec(**asked), (32, 512)
+    weight, gram = layer(*shape)
+    tracemalloc.start()
+    try:
+        compress_layer(weight, gram, spec, threads=1)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    planned = SOLVER_MATRICES * weight.nbytes + solver_squares(spec) * gram.nbytes
+    assert 0.3 * planned < held < planned

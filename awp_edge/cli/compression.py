@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -163,6 +163,11 @@ class SpecChoice(Options):
             damping=self.damping,
             **({} if self.group_size == "auto" else {"group_size": _whole(self.group_size)}),
         )
+        if spec.kind == "pruning" and not spec.pruned:
+            raise UsageError(
+                f"nothing to do: pattern {spec.pattern} keeps every weight; give --bits, --sparsity, --rank "
+                "or another --pattern"
+            )
         return CompressOptions(
             spec,
             auto_group_size=self.group_size == "auto",
@@ -179,6 +184,21 @@ class SpecChoice(Options):
             max_memory_bytes=None if self.max_memory is None else int(self.max_memory * 1e9),
             resume=resume,
         )
+
+    def unheeded(self) -> tuple[str, ...]:
+        """Return a line for every option that is given and does nothing.
+
+        Raises: UsageError, as `settled`.
+        """
+        spec, notes = self.settled().spec, []
+        if spec.bits is None and self.group_size != "auto":
+            notes.append(f"--group-size {self.group_size} does nothing without --bits")
+        if self.effort != "default" and (spec.rank is not None or not METHODS[spec.method].adjustable):
+            notes.append(
+                f"--effort {self.effort} does nothing for {spec.method} {spec.kind}: it is for {DEFAULT_METHOD} "
+                "where it prunes or quantizes"
+            )
+        return tuple(notes)
 
     def request(self) -> CalibrationRequest:
         """Return what the calibration is asked to do; saved statistics are one-shot ones."""
@@ -209,7 +229,10 @@ def plan(options: PlanChoice) -> Outcome:
     from .. import plan as planning
     from ..models import ModelFolder
 
-    planned = planning.plan(ModelFolder(options.model), options.settled())
+    saves = options.statistics is not None and not has_statistics(options.statistics)
+    notes = options.unheeded()
+    planned = planning.plan(ModelFolder(options.model), options.settled(), saves_statistics=saves)
+    planned = replace(planned, warnings=(*notes, *planned.warnings))
     return Outcome(planned.to_json(), _plan_lines(planned))
 
 
@@ -229,6 +252,7 @@ def _plan_lines(planned: Plan) -> list[str]:
             ("bits per weight", f"{planned.bits_per_weight:.3f} in a {_export(asked)} export"),
             ("compressed folder", size(planned.compressed_bytes)),
             ("disk while running", size(planned.disk_bytes)),
+            *([("saved statistics", f"{size(saved)} more")] if (saved := planned.statistics_bytes) else []),
             ("peak memory", f"about {size(planned.peak_memory_bytes)}{fits}"),
             ("time", f"about {duration(seconds)}"),
         ]
@@ -256,33 +280,56 @@ class CompressChoice(SpecChoice):
     ] = False
 
 
-def compress(options: CompressChoice) -> Outcome:
+def compress_as_typed(options: CompressChoice) -> Outcome:
     """Compress the linears of every block.
 
     OUT appears when it is complete; --resume continues a run that was stopped.
     """
+
+    def warn(line: str) -> None:
+        typer.echo(f"note: {line}", err=True)
+
+    for line in options.unheeded():
+        warn(line)
+    return compress(options, warn=warn)
+
+
+def compress(options: CompressChoice, *, warn: Callable[[str], None] | None = None) -> Outcome:
+    """Compress as `table` and `demo` do, without a word unless `warn` takes the notes of `CompressSpec.notes`.
+
+    Raises: AwpError, in one line, for everything a user can mend.
+    """
     settled = options.settled(resume=options.resume)
-    summary = _compress(options, settled)
+    summary = _compress(options, settled, warn=warn or (lambda line: None))
     return Outcome(summary.to_json(), _summary_lines(summary))
 
 
-def _compress(options: CompressChoice, settled: CompressOptions) -> CompressSummary:
+def _compress(
+    options: CompressChoice, settled: CompressOptions, *, warn: Callable[[str], None]
+) -> CompressSummary:
     from ..compress import Event, StatisticsSource, compress_model
     from ..models import ModelFolder
     from ..plan import require_fit
 
     folder = ModelFolder(options.model)
-    if options.statistics is None or not has_statistics(options.statistics):
-        require_fit(folder, settled)  # before the model writes text for minutes
+    calibrated = options.statistics is not None and has_statistics(options.statistics)
+    if not calibrated:  # before the model writes text for minutes
+        for line in require_fit(folder, settled):
+            warn(line)
     with progress("compressing") as advance:
 
         def show(event: Event) -> None:
             advance(event.block, event.n_blocks, event.layer or event.message)
 
         def open_source(state: Path) -> StatisticsSource:
-            return open_statistics(
+            source = open_statistics(
                 folder, options.request(), state, progress=lambda line: advance(0, 0, line)
             )
+            if calibrated:  # its layers are known without torch
+                layers = [layer for block in range(source.n_blocks) for layer in source.linears(block)]
+                for line in settled.spec.notes(layers):
+                    warn(line)
+            return source
 
         return compress_model(open_source, folder, options.out, options=settled, progress=show)
 
@@ -322,5 +369,9 @@ def _whole(text: str) -> int:
 
 Declared = tuple[type[Options], Callable[[Any], Outcome]]
 COMMANDS: Mapping[str, Declared] = MappingProxyType(
-    {"fetch": (FetchChoice, fetch), "plan": (PlanChoice, plan), "compress": (CompressChoice, compress)}
+    {
+        "fetch": (FetchChoice, fetch),
+        "plan": (PlanChoice, plan),
+        "compress": (CompressChoice, compress_as_typed),
+    }
 )

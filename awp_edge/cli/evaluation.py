@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ def evaluation(options: EvalChoice) -> Outcome:
 
     Consecutive windows, as in the WikiText-2 protocol; --against adds KL divergence and top-1 agreement.
     """
+    if options.output is not None:
+        require_writable(options.output)
     text = read_text(options.text)
     measured = measure(
         options.folder,
@@ -62,6 +65,17 @@ def evaluation(options: EvalChoice) -> Outcome:
     if options.output is not None:
         write_json(options.output, plain_json(payload))
     return Outcome(payload, _evaluation_lines(measured, capped=options.seq_len is None))
+
+
+def require_writable(file: Path) -> None:
+    """Raise AwpError where a result could not be written when it is there, after minutes or hours."""
+    parent = file.parent
+    if not parent.is_dir():
+        raise AwpError(f"cannot write {file}: {parent} is no folder; make it, or give another --output")
+    if file.is_dir():
+        raise AwpError(f"cannot write {file}: it is a folder; give a file as --output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise AwpError(f"cannot write {file}: {parent} cannot be written; give another --output")
 
 
 def measure(

@@ -11,6 +11,8 @@ from ..constraints import Sparse, Support
 from ..problem import Array, Problem
 
 PRODUCTS = ("float32", "bfloat16")
+#: Rows of a d_in x d_in matrix that are made symmetric at a time: a temporary of that matrix is the size of W or more.
+STRIP = 128
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,17 @@ def admm(problem: Problem, support: Support, *, method: Admm, engine: Operations
 
 def proximal_matrix(gram: Array, penalty: float, *, engine: Inverter) -> Array:
     """Return rho (C + rho I)^-1, symmetric, inverted in float64."""
-    inverse = penalty * engine.inverse(gram.astype(np.float64) + penalty * np.eye(len(gram)))
-    return ((inverse + inverse.T) / 2).astype(gram.dtype)
+    ridged = gram.astype(np.float64)
+    ridged += 0.0  # -0 becomes 0, which it stays in what is inverted
+    ridged.flat[:: len(gram) + 1] += penalty
+    inverse = engine.inverse(ridged)
+    del ridged  # in float64 one of these is twice the size of C
+    inverse *= penalty
+    symmetric = np.empty_like(gram, order="C")
+    for first in range(0, len(gram), STRIP):
+        rows = slice(first, first + STRIP)
+        symmetric[rows] = (inverse[rows] + inverse[:, rows].T) / 2
+    return symmetric
 
 
 def scaled(problem: Problem, scale: Array) -> Problem:
