@@ -1,8 +1,8 @@
 """Keep a table that `awp-edge table all ... --out DIR` made: `python bench/table.py DIR [--join]`.
 
 Writes bench/results/table.json without the errors of single layers, and copies the plots to docs/. With `--join` rows
-of the folder take the place of the same rows on record, or come after them, and everything else stays: for rows that
-were measured again, on other days or machines. The plots are left, because they need the layers of all rows.
+of the folder take the place of the same rows on record, or come to them, and everything else stays: for rows that
+were measured later, on other days or machines. The plots are left, because they need the layers of all rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 from common import RESULTS
 
 from awp_edge.cli.steps import where_and_when
-from awp_edge.table import rivals
+from awp_edge.methods import METHODS
+from awp_edge.spec import CompressSpec
+from awp_edge.table import ALL, rivals, setting_name, settings_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PLOTS = ("perplexity", "layers", "convergence")
@@ -37,7 +39,11 @@ def joined(kept: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
         (one for i, one in enumerate(every) if one not in every[:i]), key=lambda one: str(one["date"])
     )
     protocol = f"{kept['protocol'].rpartition('; ')[0]}; {where_and_when(made)}."
-    found = list(rows.values())
+    settings = [setting_name(CompressSpec(**setting)) for setting in settings_of(ALL)]
+    methods = list(METHODS)
+    found = sorted(
+        rows.values(), key=lambda row: (settings.index(row["setting"]), methods.index(row["method"]))
+    )
     return {**kept, "rows": found, "rivals": rivals(found), "made": made, "protocol": protocol}
 
 
