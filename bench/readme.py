@@ -275,7 +275,18 @@ def encoder(result: Result) -> str:
     return f"{grid(header, rows)}\n\n{note}. {where(result)}.\n"
 
 
-QUALITY = ("", "_self", "_joined", "_numpy", "_plus", "_allocated", "_widths", "_dithered", "_dithered_loss")
+QUALITY = (
+    "",
+    "_self",
+    "_joined",
+    "_numpy",
+    "_plus",
+    "_bits",
+    "_allocated",
+    "_widths",
+    "_dithered",
+    "_dithered_loss",
+)
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
     {
         "demo": demo,
