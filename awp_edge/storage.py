@@ -234,14 +234,14 @@ def building(out: Path) -> Iterator[Path]:
     """
     require_free(out)
     partial = partial_of(out)
-    if (partial / STATE_FILE).exists():
-        raise AwpError(
-            f"{partial} holds an unfinished compression; finish it with awp-edge compress --resume, "
-            "choose another output folder or delete it"
-        )
     with writing(partial):
         partial.mkdir(parents=True, exist_ok=True)
     with sole_owner(partial):
+        if (partial / STATE_FILE).exists():
+            raise AwpError(
+                f"{partial} holds an unfinished compression; finish it with awp-edge compress --resume, "
+                "choose another output folder or delete it"
+            )
         try:
             with writing(partial):
                 empty_folder(partial)
@@ -324,7 +324,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def sole_owner(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold an advisory lock on a folder, which may be renamed meanwhile. No lock where the system has none.
+    """Hold an advisory lock on a folder, which may be renamed meanwhile. No lock where the file system has none.
 
     Raises: AwpError where another owner has it and `wait` is false.
     """
@@ -342,6 +342,8 @@ def sole_owner(folder: Path, *, wait: bool = False) -> Iterator[None]:
             raise AwpError(
                 f"another process is working in {folder}; wait for it or choose another folder"
             ) from None
+        except OSError:  # NFS locks what is open for writing, which a folder never is
+            pass
         yield
     finally:
         os.close(descriptor)
