@@ -51,8 +51,8 @@ class Backend(Protocol):
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
         """Run projected gradient descent from a start inside the set (or W, with a ramp)."""
 
-    def inverse(self, matrix: Array) -> Array:
-        """Return the inverse of a symmetric positive definite matrix, in its dtype."""
+    def inverse(self, matrix: Array, *, overwrite: bool = False) -> Array:
+        """Return the inverse of a symmetric positive definite matrix, in its dtype, which may be overwritten."""
 
     def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
         """Return the sparse end of a splitting run."""
@@ -127,7 +127,7 @@ class NumpyBackend:
         """Run projected gradient descent."""
         return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
 
-    def inverse(self, matrix: Array) -> Array:
+    def inverse(self, matrix: Array, *, overwrite: bool = False) -> Array:
         """Return the inverse of a symmetric positive definite matrix, in its dtype."""
         return np.linalg.inv(matrix)
 
@@ -219,9 +219,9 @@ class NativeBackend:
             return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
         return native.pgd(problem, constraint, start, method=method, stop=stop, threads=self.threads)
 
-    def inverse(self, matrix: Array) -> Array:
+    def inverse(self, matrix: Array, *, overwrite: bool = False) -> Array:
         """Return the inverse of a symmetric positive definite matrix, in its dtype."""
-        return native.inverse(matrix, threads=self.threads)
+        return native.inverse(matrix, overwrite=overwrite, threads=self.threads)
 
     def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
         """Return the sparse end of a splitting run."""

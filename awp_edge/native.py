@@ -139,9 +139,9 @@ def pgd(
     return Run(best, objective, *history, n_iter=len(objectives) - 1, reason=reason, constraint=constraint)
 
 
-def inverse(matrix: Array, *, threads: int | None = None) -> Array:
-    """Return the inverse of a symmetric positive definite matrix, in its dtype."""
-    out = np.array(matrix, order="C")
+def inverse(matrix: Array, *, overwrite: bool = False, threads: int | None = None) -> Array:
+    """Return the inverse of a symmetric positive definite matrix, in its dtype; in its place if it may be overwritten."""
+    out = np.ascontiguousarray(matrix) if overwrite else np.array(matrix, order="C")
     core().invert(out, thread_count(threads))
     return out
 

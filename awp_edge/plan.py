@@ -28,10 +28,11 @@ LOADED_BYTES = 450_000_000
 #: Matrices the size of the largest layer that a solver holds at once.
 SOLVER_MATRICES = 10
 #: Matrices the size of C, in float32, that it holds beside C: resident memory measured on 64 x 1536, the core's and
-#: LAPACK's own included. Checking C takes two; by method, and for low rank and awp-plus by what they do.
+#: LAPACK's own included. Checking C takes two, low rank its roots; the others by method.
 CHECK_SQUARES, ROOT_SQUARES = 2, 10
-SQUARES: Mapping[str, int] = MappingProxyType({"sparsegpt": 8, "gptq": 7, "gptq-actorder": 7, "alps": 12})
-PLUS_SQUARES: Mapping[str, int] = MappingProxyType({"pruning": 9, "quantization": 6, "joint": 9})
+SQUARES: Mapping[str, int] = MappingProxyType(
+    {"awp-plus": 6, "sparsegpt": 8, "gptq": 7, "gptq-actorder": 7, "alps": 12}
+)
 #: Names of the linears that read what attention made of the block's input.
 OUTPUTS = frozenset({"o_proj", "out_proj", "c_proj", "dense", "wo"})
 #: Shares of the probe's product rate that whole stages reach.
@@ -219,10 +220,8 @@ def solver_squares(spec: CompressSpec) -> int:
     """Return how many matrices the size of C a solver holds beside C."""
     if spec.kind == "low rank":
         return CHECK_SQUARES if not METHODS[spec.method].calibrated else ROOT_SQUARES
-    squares = (
-        PLUS_SQUARES[spec.kind] if spec.method == "awp-plus" else SQUARES.get(spec.method, CHECK_SQUARES)
-    )
-    return squares + spec.interleaved  # C once more, in the order of the blocks
+    # Interleaved, C once more in the order of the blocks.
+    return SQUARES.get(spec.method, CHECK_SQUARES) + spec.interleaved
 
 
 def _gram_entries(block: Sequence[LinearInfo]) -> int:

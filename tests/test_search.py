@@ -275,6 +275,9 @@ def test_inverses_agree(isa: str, n: int) -> None:
     for found in (reference, twins[0]):
         assert np.abs(matrix @ found - np.eye(n)).max() < 1e-6
     assert_same_bits(twins[1], twins[0])
+    place = matrix.copy()
+    assert NativeBackend(2).inverse(place, overwrite=True) is place  # no second matrix
+    assert_same_bits(place, twins[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

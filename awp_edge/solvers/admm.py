@@ -55,8 +55,8 @@ class Admm:
 class Inverter(Protocol):
     """What inverts."""
 
-    def inverse(self, matrix: Array) -> Array:
-        """Return the inverse of a symmetric positive definite matrix, in its dtype."""
+    def inverse(self, matrix: Array, *, overwrite: bool = False) -> Array:
+        """Return the inverse of a symmetric positive definite matrix, in its dtype, which may be overwritten."""
 
 
 class Operations(Inverter, Protocol):
@@ -84,8 +84,8 @@ def proximal_matrix(gram: Array, penalty: float, *, engine: Inverter) -> Array:
     ridged = gram.astype(np.float64)
     ridged += 0.0  # -0 becomes 0, which it stays in what is inverted
     ridged.flat[:: len(gram) + 1] += penalty
-    inverse = engine.inverse(ridged)
-    del ridged  # in float64 one of these is twice the size of C
+    inverse = engine.inverse(ridged, overwrite=True)
+    del ridged  # a second matrix where it was not overwritten, in float64 twice the size of C
     inverse *= penalty
     symmetric = np.empty_like(gram, order="C")
     for first in range(0, len(gram), STRIP):

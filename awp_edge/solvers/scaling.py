@@ -35,5 +35,5 @@ def conditional_variance(gram: Array, sparsity: float, *, engine: Inverter) -> A
     ridge = gram.dtype.type(0.35 * (share / (1 - share)) ** 0.8)
     noisy = gram / np.outer(live, live)
     np.fill_diagonal(noisy, noisy.diagonal() + ridge)
-    known = 1 / engine.inverse(noisy).diagonal() - ridge
+    known = 1 / engine.inverse(noisy, overwrite=True).diagonal() - ridge
     return np.clip(known, FLOOR, 1) * live * live

@@ -12,42 +12,39 @@ namespace awp {
 namespace {
 
 constexpr std::size_t kTile = 96;
+constexpr std::size_t kWidest = 4 * kTile;  // columns of the inverse that a task computes at most
 
+// All in place, tile by tile: what stands above the diagonal does not matter until the inverse is mirrored there.
 template <class T> class Inversion {
  public:
-  Inversion(View<T> a, std::size_t threads)
-      : a_(a), n_(a.rows), inverse_(n_ * n_), pool_(threads), scratch_(pool_.threads()) {}
+  Inversion(View<T> a, std::size_t threads) : a_(a), n_(a.rows), pool_(threads), scratch_(pool_.threads()) {}
 
   void run() {
     for (std::size_t tile = 0; tile < tiles(); ++tile) factor(tile);
-    pool_.parallel_for(tiles(), [&](std::size_t tile, std::size_t thread) { invert_columns(tile, scratch_[thread]); });
-    pool_.parallel_for(tiles(), [&](std::size_t tile, std::size_t thread) { multiply_rows(tile, scratch_[thread]); });
+    for (std::size_t tile = tiles(); tile-- > 0;) invert_columns(tile);
+    for (std::size_t tile = 0; tile < tiles(); ++tile) multiply_rows(tile);
   }
 
  private:
   struct Scratch {
-    std::vector<T> left, out;
+    std::vector<T> out;
     Workspace workspace;
   };
 
   std::size_t tiles() const { return (n_ + kTile - 1) / kTile; }
   std::size_t width(std::size_t tile) const { return std::min(kTile, n_ - tile * kTile); }
 
-  // Columns of the factor L that belong to a tile, and the inverse of their diagonal block.
+  // Columns of the factor L that belong to a tile, but for the diagonal block: of that the inverse, zeros above it.
   void factor(std::size_t tile) {
     const std::size_t first = tile * kTile, w = width(tile);
-    const PackedMatrix<T> above = transposed(a_.row(first), w, n_, first);
+    const PackedMatrix<T> above = transposed(a_.row(first), w, first);
     take(first, w, above, first, w, scratch_[0]);
     diagonal_.resize(w * w);
     for (std::size_t r = 0; r < w; ++r) std::copy_n(a_.row(first + r) + first, w, &diagonal_[r * w]);
     cholesky<T>(diagonal_.data(), w);
-    for (std::size_t r = 0; r < w; ++r)
-      for (std::size_t c = 0; c <= r; ++c) a_.row(first + r)[first + c] = diagonal_[c * w + r];
-    substitute(w, inverse(first, first));
-    const PackedMatrix<T> solver = transposed(inverse(first, first), w, n_, w);
-    pool_.parallel_for(tiles() - tile - 1, [&](std::size_t below, std::size_t thread) {
-      const std::size_t start = first + kTile * (below + 1), count = std::min(kTile, n_ - start);
-      Scratch& s = scratch_[thread];
+    substitute(w, a_.row(first) + first);
+    const PackedMatrix<T> solver = transposed(a_.row(first) + first, w, w);
+    for_tiles_below(tile, [&](std::size_t start, std::size_t count, Scratch& s) {
       take(start, count, above, first, w, s);
       product(a_.row(start) + first, count, n_, solver, room(s.out, count * w), w, s);
       for (std::size_t r = 0; r < count; ++r) std::copy_n(&s.out[r * w], w, a_.row(start + r) + first);
@@ -70,6 +67,7 @@ template <class T> class Inversion {
     for (std::size_t r = 0; r < w; ++r) {
       const T* factor = &diagonal_[r];  // row r of L, w apart
       T* row = out + r * n_;
+      std::fill_n(row, w, T(0));
       row[r] = 1;
       for (std::size_t s = 0; s < r; ++s) {
         const T share = factor[s * w];
@@ -82,31 +80,51 @@ template <class T> class Inversion {
     }
   }
 
-  // A tile's columns of L^-1, from the diagonal block down.
-  void invert_columns(std::size_t tile, Scratch& s) {
-    const std::size_t first = tile * kTile, w = width(tile);
-    for (std::size_t start = first + w; start < n_; start += kTile) {
-      const std::size_t count = std::min(kTile, n_ - start);
-      T* taken = room(s.out, kTile * w);
-      product(a_.row(start) + first, count, n_, packed(inverse(first, first), start - first, w, n_), taken, w, s);
-      for (std::size_t i = 0; i < count * w; ++i) taken[i] = -taken[i];
-      product(inverse(start, start), count, n_, packed(taken, count, w, w), inverse(start, first), n_, s);
-    }
+  // A tile's columns of L^-1 from those of L, where the columns after them hold L^-1 already: what is below the
+  // diagonal block becomes -(L^-1 there) (L below the block) (the block's inverse).
+  void invert_columns(std::size_t tile) {
+    const std::size_t first = tile * kTile, w = width(tile), begin = first + w;
+    if (begin == n_) return;
+    T* panel = room(panel_, (n_ - begin) * w);
+    const PackedMatrix<T> corner = packed(a_.row(first) + first, w, w, n_);
+    for_tiles_below(tile, [&](std::size_t start, std::size_t count, Scratch& s) {
+      product(a_.row(start) + first, count, n_, corner, panel + (start - begin) * w, w, s);
+    });
+    for_tiles_below(tile, [&](std::size_t start, std::size_t count, Scratch& s) {
+      const PackedMatrix<T> reached = packed(panel, start + count - begin, w, w);
+      product(a_.row(start) + begin, count, n_, reached, room(s.out, count * w), w, s);
+      for (std::size_t r = 0; r < count; ++r)
+        for (std::size_t c = 0; c < w; ++c) a_.row(start + r)[first + c] = -s.out[r * w + c];
+    });
   }
 
-  // A tile's rows of L^-T L^-1 up to the diagonal, and the columns that mirror them. Rows of L^-1 above the tile have
-  // nothing for it.
-  void multiply_rows(std::size_t tile, Scratch& s) {
-    const std::size_t first = tile * kTile, w = width(tile), inner = n_ - first;
-    T* left = room(s.left, w * inner);
+  // A tile's rows of L^-T L^-1 up to the diagonal, and the columns that mirror them. They need L^-1 from these rows on,
+  // and no other tile's need these.
+  void multiply_rows(std::size_t tile) {
+    const std::size_t first = tile * kTile, w = width(tile), inner = n_ - first, columns = first + w;
+    T* left = room(panel_, w * inner);
     for (std::size_t k = 0; k < inner; ++k)
-      for (std::size_t r = 0; r < w; ++r) left[r * inner + k] = inverse(first + k, first)[r];
-    product(left, w, inner, packed(inverse(first, 0), inner, first + w, n_), a_.row(first), n_, s);
-    for (std::size_t j = 0; j < first + w; ++j)
-      for (std::size_t i = std::max(first, j); i < first + w; ++i) a_.row(j)[i] = a_.row(i)[j];
+      for (std::size_t r = 0; r < w; ++r) left[r * inner + k] = a_.row(first + k)[first + r];
+    const std::size_t share = (columns / pool_.threads() + kTile - 1) / kTile * kTile;
+    const std::size_t widest = std::clamp(share, kTile, kWidest);
+    pool_.parallel_for((columns + widest - 1) / widest, [&](std::size_t part, std::size_t thread) {
+      const std::size_t start = part * widest, count = std::min(widest, columns - start);
+      product(left, w, inner, packed(a_.row(first) + start, inner, count, n_), a_.row(first) + start, n_,
+              scratch_[thread]);
+      for (std::size_t j = start; j < start + count; ++j)
+        for (std::size_t i = std::max(first, j); i < columns; ++i) a_.row(j)[i] = a_.row(i)[j];
+    });
   }
 
-  T* inverse(std::size_t row, std::size_t column) { return &inverse_[row * n_ + column]; }
+  // Calls f(start, count, scratch) for the tiles of rows below a tile, those at the bottom, which may have more to do,
+  // first.
+  template <class F> void for_tiles_below(std::size_t tile, const F& f) {
+    const std::size_t below = tiles() - tile - 1;
+    pool_.parallel_for(below, [&](std::size_t i, std::size_t thread) {
+      const std::size_t start = (tile + below - i) * kTile;
+      f(start, std::min(kTile, n_ - start), scratch_[thread]);
+    });
+  }
 
   static T* room(std::vector<T>& buffer, std::size_t size) {
     if (buffer.size() < size) buffer.resize(size);
@@ -117,12 +135,12 @@ template <class T> class Inversion {
     return {b, static_cast<Index>(rows), static_cast<Index>(cols), static_cast<Index>(stride)};
   }
 
-  // rows (count x inner) as the right operand (inner x count).
-  PackedMatrix<T> transposed(const T* rows, std::size_t count, std::size_t stride, std::size_t inner) {
+  // Rows of a (count x inner) as the right operand (inner x count).
+  PackedMatrix<T> transposed(const T* rows, std::size_t count, std::size_t inner) {
     if (inner == 0) return {};
     T* turned = room(turned_, inner * count);
     for (std::size_t r = 0; r < count; ++r)
-      for (std::size_t k = 0; k < inner; ++k) turned[k * count + r] = rows[r * stride + k];
+      for (std::size_t k = 0; k < inner; ++k) turned[k * count + r] = rows[r * n_ + k];
     return packed(turned, inner, count, count);
   }
 
@@ -134,10 +152,9 @@ template <class T> class Inversion {
 
   View<T> a_;
   std::size_t n_;
-  std::vector<T> inverse_;  // of L, zeros above the diagonal
   ThreadPool pool_;
   std::vector<Scratch> scratch_;
-  std::vector<T> diagonal_, turned_;
+  std::vector<T> diagonal_, turned_, panel_;
 };
 
 }  // namespace
