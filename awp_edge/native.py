@@ -140,7 +140,7 @@ def pgd(
 
 
 def inverse(matrix: Array, *, overwrite: bool = False, threads: int | None = None) -> Array:
-    """Return the inverse of a symmetric positive definite matrix, in its dtype; in its place if it may be overwritten."""
+    """Return the inverse of a symmetric positive definite matrix, in its dtype and, where allowed, its memory."""
     out = np.ascontiguousarray(matrix) if overwrite else np.array(matrix, order="C")
     core().invert(out, thread_count(threads))
     return out

@@ -15,13 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from readme_edge import Result, greedy, grid, patterns, sparse, where
+from readme_edge import Result, greedy, grid, patterns, scale, sparse, where
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("device", "figures", "guarantees", "methods")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("device", "figures", "first-model", "guarantees", "methods")),
 )
 MARKED = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 
@@ -306,6 +306,7 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         },
         "patterns": patterns,
         "greedy": greedy,
+        "scale": scale,
     }
 )
 

@@ -140,3 +140,42 @@ def greedy(result: Result) -> str:
         f"in float32 and in float64 the lead of a first token over the second moves by up to "
         f"{measured['tolerance']:.3f}. Logits differ by at most {worst:.2f}. {where(result)}.\n"
     )
+
+
+def scale(result: Result) -> str:
+    """Return what a model of a billion weights took beside what `plan` expected, and how fast its exports are."""
+    measured = result["results"]
+    steps = [
+        (
+            f"`compress {name}`",
+            _gigabytes(row["plan"]["peak_memory_bytes"]),
+            _gigabytes(row["compress"]["peak_memory_bytes"]),
+            f"{(row['plan']['calibration_seconds'] + row['plan']['solve_seconds']) / 60:.0f} min",
+            f"{row['compress']['seconds'] / 60:.0f} min",
+            f"{_gigabytes(row['plan']['compressed_bytes'])}, {_gigabytes(row['compressed_bytes'])}",
+        )
+        for name, row in measured["rows"].items()
+    ]
+    edges = [
+        (
+            f"`{name}`",
+            f"{row['export']['seconds'] / 60:.1f} min",
+            _gigabytes(row["export"]["peak_memory_bytes"]),
+            _gigabytes(row["edge_bytes"]),
+            f"{row['bench']['prefill_tokens_per_second']:.0f}",
+            f"{row['bench']['decode_tokens_per_second']:.1f}",
+            _gigabytes(row["bench"]["peak_memory_bytes"]),
+        )
+        for name, row in measured["rows"].items()
+        if "bench" in row
+    ]
+    asked = ("", "memory planned", "taken", "time planned", "taken", "folder planned, taken")
+    run = ("", "`export`", "its memory", "folder", "prefill tok/s", "decode tok/s", "peak memory")
+    note = (
+        f"{measured['weights'] / 1e9:.2f} billion random weights; calibrated with `{measured['calibration']}`"
+    )
+    return f"{grid(asked, steps)}\n\n{grid(run, edges)}\n\n{note}. {where(result)}.\n"
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"

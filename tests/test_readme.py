@@ -41,6 +41,11 @@ RESULTS = {
          "mean_relative_error": 0.02}]}},
     "mutations": {"machine": MACHINE, "results": {"caught": 1, "of": 1, "mutations": [
         {"what": "a fault", "file": "f.py", "caught": True, "by": "tests/test_f.py::test"}]}},
+    "scale": {"machine": MACHINE, "results": {"weights": 1e9, "calibration": "--samples 8", "rows": {"--bits 4": {
+        "plan": {"peak_memory_bytes": 2e9, "calibration_seconds": 60.0, "solve_seconds": 60.0, "compressed_bytes": 1e9},
+        "compress": {"seconds": 150.0, "peak_memory_bytes": 1.9e9}, "compressed_bytes": 1e9,
+        "export": {"seconds": 60.0, "peak_memory_bytes": 5e9}, "edge_bytes": 8e8,
+        "bench": {"prefill_tokens_per_second": 60.0, "decode_tokens_per_second": 15.0, "peak_memory_bytes": 1e9}}}}},
     "quality": {"machine": MACHINE, "results": {"text": "t.txt", "calibration": "c4", "windows": 8,
                                                 "dense_perplexity": 19.0, "rows": [
         {"name": "awp 50%", "backend": "numpy", "perplexity": 38.0, "mean_relative_error": 0.02,
