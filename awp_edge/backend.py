@@ -255,7 +255,7 @@ class NativeBackend:
 
     def factor(self, gram: Array, order: Order) -> Array:
         """Return upper triangular U with C[o, o] = U U^T."""
-        return native.factor(gram, order)
+        return native.factor(gram, order, threads=self.threads)
 
     def nearest_plane(self, target: Array, upper: Array, order: Order, *, grid: BoundGrid) -> Array:
         """Return the target rounded column by column."""

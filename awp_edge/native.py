@@ -228,10 +228,10 @@ def cheapest_range(
     return index
 
 
-def factor(gram: Array, order: Order) -> Array:
+def factor(gram: Array, order: Order, *, threads: int | None = None) -> Array:
     """Return upper triangular U with C[o, o] = U U^T, computed in float64."""
     upper = np.empty((len(order), len(order)), dtype=gram.dtype)
-    core().factor(np.ascontiguousarray(gram), _columns(order), upper)
+    core().factor(np.ascontiguousarray(gram), _columns(order), upper, thread_count(threads))
     return upper
 
 

@@ -83,11 +83,12 @@ def test_a_searched_range_clips_an_outlier_that_costs_little() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ nearest plane
-@pytest.mark.parametrize("d", [1, 2, 31, 32, 33, 130])
+@pytest.mark.parametrize("d", [1, 2, 31, 32, 33, 130, 530])
 def test_factors_agree(isa: str, d: int) -> None:
     gram = Problem(np.ones((1, d)), make_gram("few samples", d, "float64", seed=d)).damped(DAMPING).gram
     order = np.random.default_rng(d).permutation(d)
-    upper = native.factor(gram, order)
+    upper = native.factor(gram, order, threads=1)
+    assert_same_bits(native.factor(gram, order, threads=3), upper)
     assert not np.tril(upper, -1).any()
     np.testing.assert_allclose(upper @ upper.T, gram[np.ix_(order, order)], atol=1e-12 * np.abs(gram).max())
     np.testing.assert_allclose(upper, factor(gram, order), atol=1e-9 * np.abs(gram).max() ** 0.5)

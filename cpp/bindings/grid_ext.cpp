@@ -28,10 +28,11 @@ template <class T> void bind(nb::module_& m) {
   }, nb::arg("weight").noconvert(), nb::arg("importance").noconvert(), "candidates"_a, nb::arg("index").noconvert(),
   "threads"_a, "Write the number of every group's cheapest candidate.");
 
-  m.def("factor", [](In<T> gram, const Columns& order, Out<T> upper) {
+  m.def("factor", [](In<T> gram, const Columns& order, Out<T> upper, std::size_t threads) {
     const nb::gil_scoped_release unlocked;
-    factor<T>(view(gram), order_of(order), view(upper));
-  }, nb::arg("gram").noconvert(), "order"_a, nb::arg("upper").noconvert(), "Write U with C[o, o] = U U^T.");
+    factor<T>(view(gram), order_of(order), view(upper), threads);
+  }, nb::arg("gram").noconvert(), "order"_a, nb::arg("upper").noconvert(), "threads"_a,
+  "Write U with C[o, o] = U U^T.");
 
   m.def("nearest_plane", [](In<T> target, In<T> upper, const Columns& order, const GridArrays<T>& grid, Out<T> theta,
                             std::size_t threads) {

@@ -10,9 +10,11 @@ namespace awp {
 
 namespace {
 
-// Rows that are finished together. Those above them are read in place, kDepth at a time: a strip of them stays in L1
-// while it is taken from all kBlock rows.
-constexpr Index kBlock = 16, kDepth = 192;
+// Rows that are finished together: few where a matrix is a core's own and small, more where all cores read a large one
+// from memory. Those above them are read in place, kDepth at a time: a strip of them stays in L1 while it is taken from
+// all rows of the band.
+constexpr Index kFew = 16, kMany = 96, kDepth = 192;
+constexpr Index kShare = 240;  // columns of a band that are one thread's task
 
 // y -= a_0 x_0 + a_1 x_1 + a_2 x_2 + a_3 x_3: four rows at a time, since memory is what limits it.
 template <class T> void subtract(T* y, const T* x, Index stride, const T* a, Index size) {
@@ -22,31 +24,58 @@ template <class T> void subtract(T* y, const T* x, Index stride, const T* a, Ind
   for (Index j = 0; j < size; ++j) y[j] -= (a0 * x0[j] + a1 * x1[j]) + (a2 * x2[j] + a3 * x3[j]);
 }
 
-// Finishes `rows` rows of U from their diagonal block on, `size` long, from which the rows above have been taken.
-template <class T> void finish(T* block, Index stride, Index rows, Index size) {
-  constexpr T eps = std::numeric_limits<T>::epsilon();
-  for (Index i = 0; i < rows; ++i) {
-    T* row = block + i * stride;
-    const T floor = std::max(eps * std::abs(row[i]), std::numeric_limits<T>::min());
-    Index above = 0;
-    for (; above + 4 <= i; above += 4)
-      subtract(row + i, block + above * stride + i, stride, block + above * stride + i, size - i);
-    for (; above < i; ++above) {
-      const T *x = block + above * stride, a = x[i];
+// The rows [first, first + rows) of A (k x k), to become rows of U; the first `finished` rows have become so.
+template <class T> struct Band {
+  T* a;
+  Index k, finished, first, rows;
+
+  T* row(Index i) const { return a + (first + i) * k; }
+};
+
+// Takes from row i of the band, in the columns [begin, end), the rows of the band above it.
+template <class T> void take_rows(const Band<T>& band, Index i, Index begin, Index end) {
+  T* row = band.row(i);
+  const T* factors = band.a + band.first * band.k + band.first + i;
+  Index above = 0;
+  for (; above + 4 <= i; above += 4)
+    subtract(row + begin, band.row(above) + begin, band.k, factors + above * band.k, end - begin);
+  for (; above < i; ++above) {
+    const T *x = band.row(above), factor = factors[above * band.k];
 #pragma omp simd
-      for (Index j = i; j < size; ++j) row[j] -= a * x[j];
-    }
-    const T scale = T(1) / std::sqrt(std::max(row[i], floor));
-    row[i] = std::max(row[i], floor);
-    for (Index j = i; j < size; ++j) row[j] *= scale;
+    for (Index j = begin; j < end; ++j) row[j] -= factor * x[j];
   }
 }
 
-// subtract_finished for a matrix so small that a kernel would read past its end.
-template <class T> void subtract_few(T* a, Index k, Index finished, Index first, Index rows) {
-  for (Index i = first; i < first + rows; ++i)
-    for (Index l = 0; l < finished; ++l)
-      for (Index j = i; j < k; ++j) a[i * k + j] -= a[l * k + i] * a[l * k + j];
+// Finishes the band's diagonal block, from which the rows above have been taken; scales: 1 / U_ii.
+template <class T> void finish_diagonal(const Band<T>& band, T* scales) {
+  constexpr T eps = std::numeric_limits<T>::epsilon();
+  const Index first = band.first;
+  for (Index i = 0; i < band.rows; ++i) {
+    T* row = band.row(i) + first;
+    const T floor = std::max(eps * std::abs(row[i]), std::numeric_limits<T>::min());
+    take_rows(band, i, first + i, first + band.rows);
+    row[i] = std::max(row[i], floor);
+    scales[i] = T(1) / std::sqrt(row[i]);
+    for (Index j = i; j < band.rows; ++j) row[j] *= scales[i];
+  }
+}
+
+// The same for columns behind the block.
+template <class T> void finish_columns(const Band<T>& band, const T* scales, Index begin, Index end) {
+  for (Index i = 0; i < band.rows; ++i) {
+    take_rows(band, i, begin, end);
+    T* row = band.row(i);
+    for (Index j = begin; j < end; ++j) row[j] *= scales[i];
+  }
+}
+
+// take_finished for a matrix so small that a kernel would read past its end.
+template <class T> void take_few(const Band<T>& band, Index begin, Index end) {
+  for (Index i = 0; i < band.rows; ++i)
+    for (Index l = 0; l < band.finished; ++l) {
+      const T* above = band.a + l * band.k;
+      for (Index j = std::max(band.first + i, begin); j < end; ++j) band.row(i)[j] -= above[band.first + i] * above[j];
+    }
 }
 
 template <class T> using Kernel = VectorKernel<PlainOperand<T>>;
@@ -57,22 +86,24 @@ template <class T>
   Kernel<T>::template run<1>(a, b, depth, width, out, {b.data, 0});
 }
 
-// Takes from the rows [first, first + rows) what the first `finished` rows contribute: A_ij -= sum_l U_li U_lj.
-template <class T> void subtract_finished(T* a, Index k, Index finished, Index first, Index rows) {
+// Takes from the band, in the columns [begin, end), what the finished rows contribute: A_ij -= sum_l U_li U_lj.
+template <class T> void take_finished(const Band<T>& band, Index begin, Index end) {
   constexpr Index stride = Kernel<T>::kPanel, unit = Kernel<T>::kPanelUnit, height = Kernel<T>::kBlockRows;
-  if (k < std::max(unit, height)) return subtract_few(a, k, finished, first, rows);
-  alignas(64) T sums[kBlock * stride];
-  for (Index column = first; column < k; column += stride) {
-    const Index columns = std::min(stride, k - column), padded = (columns + unit - 1) / unit * unit;
-    const Index end = std::min(rows, column + columns - first);  // rows that reach these columns
-    for (Index start = 0; start < finished; start += kDepth) {
-      const T* from = a + start * k;
-      for (Index row = 0; row < end; row += height)
-        add_products<T>({from + first + row, k}, {from + column, k}, std::min(kDepth, finished - start), padded,
-                        {sums + row * stride, stride, std::min(height, end - row), columns, start > 0});
+  if (band.finished == 0) return;
+  if (band.k < std::max(unit, height)) return take_few(band, begin, end);
+  alignas(64) T sums[kMany * stride];
+  for (Index column = begin; column < end; column += stride) {
+    const Index columns = std::min(stride, end - column), padded = (columns + unit - 1) / unit * unit;
+    const Index rows = std::min(band.rows, column + columns - band.first);  // those that reach these columns
+    for (Index start = 0; start < band.finished; start += kDepth) {
+      const T* from = band.a + start * band.k;
+      const Index depth = std::min(kDepth, band.finished - start);
+      for (Index row = 0; row < rows; row += height)
+        add_products<T>({from + band.first + row, band.k}, {from + column, band.k}, depth, padded,
+                        {sums + row * stride, stride, std::min(height, rows - row), columns, start > 0});
     }
-    for (Index row = 0; row < end; ++row) {
-      T* to = a + (first + row) * k + column;
+    for (Index row = 0; row < rows; ++row) {
+      T* to = band.row(row) + column;
 #pragma omp simd
       for (Index j = 0; j < columns; ++j) to[j] -= sums[row * stride + j];
     }
@@ -83,15 +114,35 @@ template <class T> void subtract_finished(T* a, Index k, Index finished, Index f
 
 template <class T> void cholesky(T* a, std::size_t size, std::size_t wanted) {
   const auto k = static_cast<Index>(size), end = static_cast<Index>(wanted);
+  T scales[kFew];
   for (Index first = 0, rows; first < k; first += rows) {
-    rows = std::min(kBlock, (first < end ? end : k) - first);
-    const Index finished = std::min(first, end);
-    if (finished > 0) subtract_finished(a, k, finished, first, rows);
-    if (first < end) finish(a + first * k + first, k, rows, k - first);
+    rows = std::min(kFew, (first < end ? end : k) - first);
+    const Band<T> band{a, k, std::min(first, end), first, rows};
+    take_finished(band, first, k);
+    if (first >= end) continue;
+    finish_diagonal(band, scales);
+    finish_columns(band, scales, first + rows, k);
+  }
+}
+
+template <class T> void cholesky(T* a, std::size_t size, ThreadPool& pool) {
+  const auto k = static_cast<Index>(size);
+  T scales[kMany];
+  for (Index first = 0; first < k; first += kMany) {
+    const Band<T> band{a, k, first, first, std::min(kMany, k - first)};
+    const Index behind = first + band.rows;
+    take_finished(band, first, behind);
+    finish_diagonal(band, scales);
+    pool.parallel_for(static_cast<std::size_t>((k - behind + kShare - 1) / kShare), [&](std::size_t task, std::size_t) {
+      const Index begin = behind + static_cast<Index>(task) * kShare, end = std::min(k, begin + kShare);
+      take_finished(band, begin, end);
+      finish_columns(band, scales, begin, end);
+    });
   }
 }
 
 template void cholesky(float*, std::size_t, std::size_t);
 template void cholesky(double*, std::size_t, std::size_t);
+template void cholesky(double*, std::size_t, ThreadPool&);
 
 }  // namespace awp

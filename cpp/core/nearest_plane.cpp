@@ -123,13 +123,15 @@ template <class T> struct MaskedRow {
 
 }  // namespace
 
-template <class T> void factor(View<const T> gram, const Order& order, View<T> upper) {
+template <class T> void factor(View<const T> gram, const Order& order, View<T> upper, std::size_t threads) {
   // Of the matrix read backwards: its factor, turned over, has the rows that nearest plane wants.
   const std::size_t k = order.size();
+  ThreadPool pool(threads);
   std::vector<double> backwards(k * k);
-  for (std::size_t a = 0; a < k; ++a)
+  pool.parallel_for(k, [&](std::size_t a, std::size_t) {
     for (std::size_t b = a; b < k; ++b) backwards[a * k + b] = gram.row(order[k - 1 - a])[order[k - 1 - b]];
-  cholesky(backwards.data(), k);
+  });
+  cholesky(backwards.data(), k, pool);
   std::fill_n(upper.data, upper.size(), T(0));
   for (std::size_t i = 0; i < k; ++i)
     for (std::size_t j = i; j < k; ++j) upper.row(i)[j] = static_cast<T>(backwards[(k - 1 - j) * k + (k - 1 - i)]);
@@ -169,7 +171,7 @@ void masked_nearest_plane(const LayerProblem<T>& problem, View<const T> start, M
 }
 
 #define AWP_INSTANTIATE(T)                                                                                          \
-  template void factor(View<const T>, const Order&, View<T>);                                                       \
+  template void factor(View<const T>, const Order&, View<T>, std::size_t);                                           \
   template void nearest_plane(View<const T>, View<const T>, const Order&, const Grid<T>&, View<T>, std::size_t);     \
   template void masked_nearest_plane(const LayerProblem<T>&, View<const T>, Mask, const Order&, const Grid<T>&, View<T>, \
                                      std::size_t);

@@ -123,9 +123,9 @@ Order shuffled(std::size_t d) {
   return order;
 }
 
-template <class T> std::vector<T> factored(const Layer<T>& layer, const Order& order) {
+template <class T> std::vector<T> factored(const Layer<T>& layer, const Order& order, std::size_t threads = 1) {
   std::vector<T> upper(layer.d * layer.d, T(7));
-  factor<T>(view(layer.gram, layer.d), order, view(upper, layer.d));
+  factor<T>(view(layer.gram, layer.d), order, view(upper, layer.d), threads);
   return upper;
 }
 
@@ -141,6 +141,7 @@ void test_factor(std::size_t d) {
       worst = std::max({worst, std::abs(sum), i > j ? std::abs(upper[i * d + j]) : 0.0});
     }
   check(worst < 1e-12, "factor", static_cast<long>(d));
+  check(factored(layer, order, 3) == upper, "threads of the factor", static_cast<long>(d));
 }
 
 // Solves C[s, s] x = -C[s, f] e for the first unknown: where the best continuation of the rounded columns f moves s_0.
@@ -369,7 +370,7 @@ int main() {
   test_grid<double>();
   test_ranges<float>(33, 64, 32);
   test_ranges<double>(3, 6, 2);
-  for (std::size_t d : {1u, 2u, 33u, 70u}) test_factor(d);
+  for (std::size_t d : {1u, 2u, 33u, 70u, 257u, 500u}) test_factor(d);
   test_nearest_plane<float>(70, 130, 65);  // more than one tile of rows, more than one block of columns
   test_nearest_plane<double>(65, 128, 32);
   test_nearest_plane<float>(2, 1, 1);

@@ -1,6 +1,8 @@
-// Cholesky factors of symmetric positive definite matrices, one thread's share of the work.
+// Cholesky factors of symmetric positive definite matrices, by one thread or by all of a pool: the same bits.
 #pragma once
 #include <cstddef>
+
+#include "awp/parallel.hpp"
 
 namespace awp {
 
@@ -10,5 +12,6 @@ namespace awp {
 // diagonal entry.
 template <class T> void cholesky(T* a, std::size_t k, std::size_t rows);
 template <class T> void cholesky(T* a, std::size_t k) { cholesky(a, k, k); }
+template <class T> void cholesky(T* a, std::size_t k, ThreadPool& pool);
 
 }  // namespace awp

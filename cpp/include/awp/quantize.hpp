@@ -16,7 +16,7 @@ void cheapest_range(View<const T> weight, View<const T> importance, const Grid<T
                     View<std::int32_t> index, std::size_t threads);
 
 // Writes upper triangular U with C[o, o] = U U^T, computed in double.
-template <class T> void factor(View<const T> gram, const Order& order, View<T> upper);
+template <class T> void factor(View<const T> gram, const Order& order, View<T> upper, std::size_t threads);
 
 // Rounds the target column by column in an order of all columns; upper = factor(gram, order).
 template <class T>
