@@ -31,11 +31,12 @@ SHAPE: Mapping[str, int] = MappingProxyType(
 )  # fmt: skip
 #: Enough tokens for a definite C of 5632 inputs.
 CALIBRATION = ("--samples", "8", "--seq-len", "1024", "--one-shot")
-#: Whole models by methods that need few products; by awp-plus two blocks, which need the memory of all of them.
+#: The whole model by rounding alone, for its export; by awp-plus two blocks, which need the memory of all of them.
+BLOCKS = "--skip model.layers.[2-9].* --skip model.layers.[12]?.*"
 RUNS = (
-    "--bits 4 --method gptq",
-    "--pattern 32/64 --bits 4 --method sparsegpt",
-    "--pattern 32/64 --bits 4 --effort fast --skip model.layers.[2-9].* --skip model.layers.[12]?.*",
+    "--bits 4 --method rtn",
+    f"--bits 4 {BLOCKS}",
+    f"--pattern 32/64 --bits 4 --effort fast {BLOCKS}",
 )
 PLANNED = ("peak_memory_bytes", "calibration_seconds", "solve_seconds", "compressed_bytes", "block_bytes")
 TAKEN = ("seconds", "peak_memory_bytes")
@@ -65,7 +66,7 @@ def command(*arguments: str | Path) -> dict[str, Any]:
         SystemExit: the command failed.
     """
     start = time.perf_counter()
-    line = [sys.executable, "-m", "awp_edge.cli", *map(str, arguments), "--json"]
+    line = [sys.executable, "-P", "-m", "awp_edge.cli", *map(str, arguments), "--json"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         said = running.stdout.read()
