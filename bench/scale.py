@@ -33,11 +33,7 @@ SHAPE: Mapping[str, int] = MappingProxyType(
 CALIBRATION = ("--samples", "8", "--seq-len", "1024", "--one-shot")
 #: The whole model by rounding alone, for its export; by awp-plus two blocks, which need the memory of all of them.
 BLOCKS = "--skip model.layers.[2-9].* --skip model.layers.[12]?.*"
-RUNS = (
-    "--bits 4 --method rtn",
-    f"--bits 4 {BLOCKS}",
-    f"--pattern 32/64 --bits 4 --effort fast {BLOCKS}",
-)
+RUNS = ("--bits 4 --method rtn", f"--bits 4 {BLOCKS}")
 PLANNED = ("peak_memory_bytes", "calibration_seconds", "solve_seconds", "compressed_bytes", "block_bytes")
 TAKEN = ("seconds", "peak_memory_bytes")
 
