@@ -120,6 +120,8 @@ def main() -> None:
         child = multiprocessing.get_context("spawn").Process(target=build, args=(model, options.tokenizer))
         child.start()
         child.join()
+        if child.exitcode:
+            raise SystemExit(f"no model was built from the tokenizer of {options.tokenizer}")
     folder = ModelFolder(model)
     weights = sum(math.prod(folder.shape(name)) for name in folder.tensor_names())
     rows: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-// Cholesky factors of symmetric positive definite matrices, by one thread or by all of a pool: the same bits.
+// Cholesky factors of symmetric positive definite matrices: one thread's own, or a large one by all threads of a pool.
 #pragma once
 #include <cstddef>
 
@@ -12,6 +12,7 @@ namespace awp {
 // diagonal entry.
 template <class T> void cholesky(T* a, std::size_t k, std::size_t rows);
 template <class T> void cholesky(T* a, std::size_t k) { cholesky(a, k, k); }
+// The bits do not depend on the number of threads, but are not those of the above, which finishes fewer rows at a time.
 template <class T> void cholesky(T* a, std::size_t k, ThreadPool& pool);
 
 }  // namespace awp
