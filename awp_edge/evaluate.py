@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -11,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AwpError
+from .native import thread_count
 
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 OnWindow = Callable[[int, int], None]
 
 DEFAULT_SEQ_LEN = 2048
+#: Tokens that a thread takes at a time: the logits of as many stay in its cache.
+TOKENS_AT_A_TIME = 8
 
 
 class LogitsSource(Protocol):
@@ -67,6 +71,7 @@ def evaluate(
     skip: int = 0,
     against: LogitsSource | None = None,
     on_window: OnWindow | None = None,
+    threads: int | None = None,
 ) -> Evaluation:
     """Measure a model on consecutive, non-overlapping windows of a text.
 
@@ -81,6 +86,7 @@ def evaluate(
         skip: windows at the start of the text that are left out.
         against: the model (usually the dense one) that KL(against || model) and the agreement refer to.
         on_window: called as on_window(done, all) after each window.
+        threads: that sum over the logits, one per usable core by default; the sums do not depend on it.
 
     Raises:
         AwpError: a text shorter than one window, two models whose tokenizers differ, logits that are not finite.
@@ -92,10 +98,14 @@ def evaluate(
         _check_same_tokens(model, against, tokens, text=text)
     cut = cut_windows(tokens, seq_len=seq_len, windows=windows, skip=skip)
     sums = np.zeros(4)
-    for done, window in enumerate(cut, start=1):
-        sums += _window_sums(model, window) if against is None else _paired_sums(model, against, window)
-        if on_window is not None:
-            on_window(done, len(cut))
+    with ThreadPoolExecutor(thread_count(threads)) as pool:
+        for done, window in enumerate(cut, start=1):
+            if against is None:
+                sums += _window_sums(model, window, pool=pool)
+            else:
+                sums += _paired_sums(model, against, window, pool=pool)
+            if on_window is not None:
+                on_window(done, len(cut))
     return _summary(sums / (len(cut) * (seq_len - 1)), cut, compared=against is not None)
 
 
@@ -133,29 +143,46 @@ def log_softmax(logits: Logits) -> Logits:
     return shifted
 
 
-def _window_sums(model: LogitsSource, window: Tokens) -> NDArray[np.float64]:
+def _window_sums(model: LogitsSource, window: Tokens, *, pool: Executor) -> NDArray[np.float64]:
     """Return [nll, 0, 0, 0], summed over the window's predicted tokens."""
-    start, nll = 0, 0.0
+
+    def sums(targets: Tokens, logits: Logits) -> NDArray[np.float64]:
+        return np.array([-_likelihood(log_softmax(logits), targets), 0.0, 0.0, 0.0])
+
+    start, total = 0, np.zeros(4)
     for chunk in model.logits(window):
         targets = window[start + 1 : start + 1 + len(chunk)]
-        nll -= _likelihood(log_softmax(chunk[: len(targets)]), targets)
+        total += sum(pool.map(sums, *_pieces(targets, chunk)))
         start += len(chunk)
     _check_length(start, window)
-    return np.array([nll, 0.0, 0.0, 0.0])
+    return total
 
 
-def _paired_sums(model: LogitsSource, against: LogitsSource, window: Tokens) -> NDArray[np.float64]:
+def _paired_sums(
+    model: LogitsSource, against: LogitsSource, window: Tokens, *, pool: Executor
+) -> NDArray[np.float64]:
     """Return [nll, nll of `against`, KL(against || model), agreements], summed over the window's predicted tokens."""
-    start, sums = 0, np.zeros(4)
-    for chunk, reference in _aligned(model.logits(window), against.logits(window)):
-        targets = window[start + 1 : start + 1 + len(chunk)]
-        q, p = log_softmax(chunk[: len(targets)]), log_softmax(reference[: len(targets)])
+
+    def sums(targets: Tokens, logits: Logits, reference: Logits) -> NDArray[np.float64]:
+        q, p = log_softmax(logits), log_softmax(reference)
         agreements = np.count_nonzero(q.argmax(axis=-1) == p.argmax(axis=-1))
         divergence = float(np.sum(np.exp(p) * (p - q), dtype=np.float64))
-        sums += np.array([-_likelihood(q, targets), -_likelihood(p, targets), divergence, agreements])
+        return np.array([-_likelihood(q, targets), -_likelihood(p, targets), divergence, agreements])
+
+    start, total = 0, np.zeros(4)
+    for chunk, reference in _aligned(model.logits(window), against.logits(window)):
+        targets = window[start + 1 : start + 1 + len(chunk)]
+        total += sum(pool.map(sums, *_pieces(targets, chunk, reference)))
         start += len(chunk)
     _check_length(start, window)
-    return sums
+    return total
+
+
+def _pieces(targets: Tokens, *logits: Logits) -> tuple[list[NDArray[Any]], ...]:
+    """Return equal cuts of the targets and of the logits that predict them."""
+    parts: tuple[NDArray[Any], ...] = (targets, *logits)
+    n, step = len(targets), TOKENS_AT_A_TIME
+    return tuple([part[i : min(i + step, n)] for i in range(0, n, step)] for part in parts)
 
 
 def _likelihood(log_probabilities: Logits, targets: Tokens) -> float:

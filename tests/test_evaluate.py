@@ -66,6 +66,14 @@ def test_measures_match_their_definitions_however_the_logits_are_cut(chunk):
     assert alone.kl is None and alone.top1_agreement is None
 
 
+def test_sums_do_not_depend_on_the_threads():
+    one, three = (
+        evaluate(bigram(0, chunk=31), TEXT, seq_len=64, against=bigram(1, chunk=29), threads=threads)
+        for threads in (1, 3)
+    )
+    assert one == three
+
+
 def test_a_model_agrees_with_itself():
     measured = evaluate(bigram(0), TEXT, seq_len=16, against=bigram(0))
     assert (measured.kl, measured.top1_agreement) == (0.0, 1.0)

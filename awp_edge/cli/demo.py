@@ -129,6 +129,7 @@ def _judge(edge: Path, options: DemoChoice) -> dict[str, Any]:
             windows=options.windows,
             against=against,
             on_window=lambda done, total: advance(done, total, "window"),
+            threads=options.threads,
         )
     return measured.as_dict()
 

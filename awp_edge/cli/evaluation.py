@@ -100,6 +100,7 @@ def measure(
             windows=windows,
             against=dense,
             on_window=lambda done, total: advance(done, total, "window"),
+            threads=threads,
         )
 
 

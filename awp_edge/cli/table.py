@@ -328,6 +328,7 @@ class _Run:
             return evaluate(
                 model, text.content, seq_len=self._options.seq_len, windows=text.windows, skip=text.skip,
                 against=against, on_window=lambda done, total: advance(done, total, "window"),
+                threads=self._options.threads,
             )  # fmt: skip
 
     def _convergence(self) -> dict[str, Any]:
