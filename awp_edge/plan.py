@@ -183,8 +183,9 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
 
     Embedding: the table in float32.  Calibration: a block's weights, a batch's activations, Gram matrices in float64
     and float32.  Solving: the block dense and compressed, its Gram matrices, the solver's matrices of the largest
-    layer.  Certificates: six matrices of the width in float64.  Text from the model itself: every weight and the keys
-    and values of all samples, in float32 (an upper bound: half of it where the processor multiplies bfloat16).
+    layer.  Certificates: matrices of the width in float64.  Text from the model
+    itself: every weight and the keys and values of all samples, in float32 (an upper bound: half of it where the
+    processor multiplies bfloat16).
     """
     samples, seq_len = calibration_size(folder, options)
     hidden = _hidden_size(folder)
@@ -195,7 +196,7 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
     squares = solver_squares(options.spec)
     solver = max(SOLVER_MATRICES * math.prod(x.shape) + squares * x.shape[1] ** 2 for x in block)
     width = max(x.shape[1] for x in block)
-    certificate = 48 * width**2 if options.certificate and width <= MAX_INPUTS else 0
+    certificate = certificate_bytes(width) if options.certificate else 0
     stages = [
         4 * max((math.prod(folder.shape(n)) for n in folder.tensor_names()), default=0),
         4 * (sum(sizes) + batch) + 12 * grams,
@@ -214,6 +215,11 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
     numbers = sum(math.prod(folder.shape(n)) for n in folder.tensor_names())
     cache = 2 * samples * seq_len * _n_blocks(folder) * _key_value_size(folder, hidden)
     return max(streaming, LOADED_BYTES + 4 * (numbers + cache))
+
+
+def certificate_bytes(width: int) -> int:
+    """Return what the certificates of a layer hold beside its C: eight matrices in float64, or two and a half."""
+    return (64 if width <= MAX_INPUTS else 20) * width**2
 
 
 def solver_squares(spec: CompressSpec) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tiny_models
 
-from awp_edge import native
+from awp_edge import certificate, native
+from awp_edge import plan as plan_module
 from awp_edge.artifacts import LinearInfo
 from awp_edge.backend import Backend, NativeBackend, NumpyBackend
 from awp_edge.errors import AwpError, UsageError
@@ -21,6 +22,7 @@ from awp_edge.options import CompressOptions
 from awp_edge.plan import (
     SOLVER_MATRICES,
     calibration_size,
+    certificate_bytes,
     hidden_state_bytes,
     plan,
     require_fit,
@@ -169,7 +171,7 @@ def test_saved_statistics_take_disk_of_their_own(llama: ModelFolder) -> None:
     assert plan(llama, asked).statistics_bytes == 0 and plan(llama, asked).disk_bytes == made.disk_bytes
 
 
-# Memory of the solvers
+# Memory of the solvers and of certificates
 
 ENGINES = [NumpyBackend(), *([NativeBackend(2)] if native.available() else [])]
 
@@ -216,3 +218,19 @@ def test_no_solver_holds_more_than_is_planned(llama: ModelFolder, asked: dict[st
         tracemalloc.stop()
     planned = SOLVER_MATRICES * weight.nbytes + solver_squares(spec) * gram.nbytes
     assert 0.3 * planned < held < planned
+
+
+@pytest.mark.parametrize("limit", [512, 511])
+def test_no_certificate_holds_more_than_is_planned(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (certificate, plan_module):
+        monkeypatch.setattr(module, "MAX_INPUTS", limit)
+    (weight, gram), spec = layer(32, 512), CompressSpec(sparsity=0.5)
+    result = compress_layer(weight, gram, spec, threads=1)
+    tracemalloc.start()
+    try:
+        facts = certificate.gram_facts(gram)
+        certificate.certify_layer(weight, result, facts=facts, spec=spec)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.6 * certificate_bytes(512) < held < certificate_bytes(512)
