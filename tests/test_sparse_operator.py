@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -166,6 +167,26 @@ def test_an_instruction_set_that_is_not_there(packed: SparseLinear, monkeypatch:
     a = np.ones((1, 192), dtype=np.float32)
     (y,) = session(model(parts(packed), attributes(packed))).run(None, {"a": a})
     np.testing.assert_array_equal(y, sparse_reference.multiply(packed, a))
+
+
+def test_a_runtime_that_is_too_old_is_refused_in_words() -> None:
+    """Releases before 1.17 give no table of version 17; the one of version 1 begins with CreateStatus."""
+    said: list[bytes] = []
+
+    def create_status(code: int, text: bytes) -> int:
+        said.append(text)
+        return code
+
+    status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(create_status)
+    table = (ctypes.c_void_p * 1)(ctypes.cast(status, ctypes.c_void_p))
+    get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(
+        lambda version: ctypes.addressof(table) if version == 1 else None
+    )
+    base = (ctypes.c_void_p * 2)(ctypes.cast(get, ctypes.c_void_p), None)
+    register = ctypes.CDLL(str(library.require_library())).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    assert register(None, ctypes.byref(base)) == 1
+    assert said == [b"awp_edge needs ONNX Runtime 1.17 or newer"]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
