@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,9 +40,12 @@ CALIBRATION_EFFICIENCY, SOLVE_EFFICIENCY = 0.5, 0.6
 #: What solving takes, in products W C: the paper's steps; measured on SmolLM2-135M for awp-plus, by kind and effort.
 _PRODUCTS = {
     "awp": {"pruning": 200, "quantization": 10, "joint": 110},
-    "awp-plus": {"pruning": 48, "quantization": 45, "joint": 108},
+    "awp-plus": {"pruning": 39, "quantization": 45, "joint": 99},
 }
-_EFFORT = {"fast": 0.35, "default": 1.0, "max": 3.5}
+_EFFORT = {"fast": 0.4, "default": 1.0, "max": 4.0}
+
+
+Statistics = Literal["not kept", "saved", "reused"]
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,13 @@ class Plan:
         return asdict(self)
 
 
-def plan(folder: ModelFolder, options: CompressOptions, *, saves_statistics: bool = False) -> Plan:
-    """Plan a run, one that saves its statistics if so asked; takes seconds.
+def plan(folder: ModelFolder, options: CompressOptions, *, statistics: Statistics = "not kept") -> Plan:
+    """Plan a run; takes seconds.
+
+    Args:
+        folder: the model.
+        options: of the run.
+        statistics: whether the run saves its statistics, or finds complete ones and needs no calibration.
 
     Raises: UsageError where the options do not fit the layers; AwpError for a model without a block stack of linears.
     """
@@ -115,13 +123,16 @@ def plan(folder: ModelFolder, options: CompressOptions, *, saves_statistics: boo
     gradients = kept_grams if options.needs_gradients else 0
     saved = 4 * sum(map(_gram_entries, whole)) * (2 if options.needs_gradients else 1)
     calibration_s, solve_s = _seconds(layers, spec, options, tokens=samples * seq_len)
+    streamed = hidden_state_bytes(folder, options) + gradients
+    if statistics == "reused":
+        calibration_s, streamed = 0.0, 0
     return Plan(
         model=str(folder.path), architecture=folder.architecture, dtype=folder.storage_dtype(), n_blocks=len(blocks),
         spec=spec, layers=planned, left_alone=_left_alone(folder, stack, layers), samples=samples,
         seq_len=seq_len, bits_per_weight=sum(bits.values()) / sum(math.prod(layer.shape) for layer in layers),
         weight_bytes=folder.weight_bytes(), compressed_bytes=compressed, block_bytes=-(-sum(bits.values()) // 8),
-        disk_bytes=compressed + hidden_state_bytes(folder, options) + gradients,
-        statistics_bytes=saved if saves_statistics else 0, peak_memory_bytes=memory,
+        disk_bytes=compressed + streamed,
+        statistics_bytes=saved if statistics == "saved" else 0, peak_memory_bytes=memory,
         fits=None if options.max_memory_bytes is None else memory <= options.max_memory_bytes,
         calibration_seconds=calibration_s, solve_seconds=solve_s,
         warnings=_warnings(folder, options, spec, layers=layers),

@@ -165,10 +165,13 @@ def test_a_rank_that_stores_more_than_the_dense_weight_is_noted(llama: ModelFold
 
 def test_saved_statistics_take_disk_of_their_own(llama: ModelFolder) -> None:
     asked = CompressOptions(CompressSpec(sparsity=0.5), skip=("mlp.*",), calibration=TEXT)
-    made = plan(llama, asked, saves_statistics=True)
+    made = plan(llama, asked, statistics="saved")
     # One matrix for q, k and v, one for o, one for gate and up, one for down; what is skipped is saved all the same.
     assert made.statistics_bytes == 4 * made.n_blocks * (3 * 64**2 + 128**2)
     assert plan(llama, asked).statistics_bytes == 0 and plan(llama, asked).disk_bytes == made.disk_bytes
+    found = plan(llama, asked, statistics="reused")
+    assert (found.statistics_bytes, found.calibration_seconds) == (0, 0.0)
+    assert made.disk_bytes - found.disk_bytes == hidden_state_bytes(llama, asked)
 
 
 # Memory of the solvers and of certificates

@@ -229,9 +229,11 @@ def plan(options: PlanChoice) -> Outcome:
     from .. import plan as planning
     from ..models import ModelFolder
 
-    saves = options.statistics is not None and not has_statistics(options.statistics)
+    statistics: planning.Statistics = "not kept"
+    if options.statistics is not None:
+        statistics = "reused" if has_statistics(options.statistics) else "saved"
     notes = options.unheeded()
-    planned = planning.plan(ModelFolder(options.model), options.settled(), saves_statistics=saves)
+    planned = planning.plan(ModelFolder(options.model), options.settled(), statistics=statistics)
     planned = replace(planned, warnings=(*notes, *planned.warnings))
     return Outcome(planned.to_json(), _plan_lines(planned))
 
