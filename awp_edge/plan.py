@@ -44,7 +44,7 @@ _PRODUCTS = {
 }
 _EFFORT = {"fast": 0.4, "default": 1.0, "max": 4.0}
 
-
+#: What becomes of a run's statistics.
 Statistics = Literal["not kept", "saved", "reused"]
 
 
@@ -194,9 +194,8 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
 
     Embedding: the table in float32.  Calibration: a block's weights, a batch's activations, Gram matrices in float64
     and float32.  Solving: the block dense and compressed, its Gram matrices, the solver's matrices of the largest
-    layer.  Certificates: matrices of the width in float64.  Text from the model
-    itself: every weight and the keys and values of all samples, in float32 (an upper bound: half of it where the
-    processor multiplies bfloat16).
+    layer.  Certificates: `certificate_bytes`.  Text from the model itself: every weight and the keys and values of all
+    samples, in float32 (an upper bound: half of it where the processor multiplies bfloat16).
     """
     samples, seq_len = calibration_size(folder, options)
     hidden = _hidden_size(folder)
@@ -229,7 +228,7 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
 
 
 def certificate_bytes(width: int) -> int:
-    """Return what the certificates of a layer hold beside its C: eight matrices in float64, or two and a half."""
+    """Return what certificates hold beside C: eight matrices in float64, two and a half beyond MAX_INPUTS."""
     return (64 if width <= MAX_INPUTS else 20) * width**2
 
 
