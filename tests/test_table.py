@@ -274,10 +274,9 @@ def test_ctrl_c_says_where_a_table_goes_on(tmp_path: Path, rows: int) -> None:
     out = tmp_path / "out"
     asked = ("table", "quantization", tmp_path / "model", "--text", text, "--calibration", text, "--samples", 4,
              "--seq-len", 64, "--windows", 2, "--group-size", 32, "--method", "rtn", "--out", out)  # fmt: skip
-    state = out / f"rtn-INT{4 - rows}.partial" / "state.json"
     command = [*AWP_EDGE, *map(str, asked)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not state.is_file():
+        while process.poll() is None and not any(out.glob(f"rtn-INT{4 - rows}-*.partial/state.json")):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         printed, err = process.communicate(timeout=60)
@@ -286,7 +285,12 @@ def test_ctrl_c_says_where_a_table_goes_on(tmp_path: Path, rows: int) -> None:
     kept = f"what was finished is kept in {out}; give the same command to go on"
     assert err.strip() == f"awp-edge: table was interrupted: {kept}"
     assert len(json.loads((out / "steps.json").read_text())) == 1 + rows
+    shutil.copytree(out, tmp_path / "other")
+    regrouped = [tmp_path / "other" if argument == out else argument for argument in asked]
+    # What the unfinished row was compressed with is no longer asked for: it makes way.
+    assert len(succeeded(*regrouped, "--group-size", 64, "--json").json["rows"]) == 3
     assert len(succeeded(*asked, "--json").json["rows"]) == 3
+    assert not list(tmp_path.glob("*/*.partial"))
 
 
 def test_several_calibrations_give_a_spread(tmp_path: Path) -> None:

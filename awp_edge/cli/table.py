@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ from ..methods import METHODS
 from ..models import ModelFolder
 from ..problem import Problem
 from ..spec import EFFORTS
-from ..storage import file_sha256, write_json, writing
+from ..storage import file_sha256, partial_of, write_json, writing
 from ..table import TABLES, Choice, Row, fitting, packed_bits, pooled, rivals, table_rows
 from ..table_page import draw, markdown, require_drawing
 from .command import Options, Outcome
@@ -32,6 +34,8 @@ from .compression import CompressChoice, compress
 from .console import note, progress
 from .evaluation import open_source
 from .steps import Steps, finished_steps, folder_name, steps_in
+
+_DIGITS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +286,8 @@ class _Run:
                 if done[row.name] and not METHODS[row.spec.method].calibrated:
                     continue
                 step, asked = f"{row.name}, {subset.label}", {**key, **asdict(row.spec)}
-                done[row.name].append(self._steps.run(step, asked, partial(self._row, row, subset)))
+                work = partial(self._row, row, subset, key=asked)
+                done[row.name].append(self._steps.run(step, asked, work))
                 result["rows"] = [pooled(runs) for runs in done.values() if runs]
                 result["rivals"] = rivals(result["rows"])
                 self._write(result)
@@ -300,11 +305,10 @@ class _Run:
     def _dense(self) -> dict[str, Any]:
         return {text.label: self._judged(self._reference, text).as_dict() for text in self._texts}
 
-    def _row(self, row: Row, subset: Subset) -> dict[str, Any]:
+    def _row(self, row: Row, subset: Subset, *, key: Mapping[str, Any]) -> dict[str, Any]:
         """Compress, measure and throw the folder away."""
         options = self._options
-        folder = options.out / folder_name(row.name)
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self._row_folder(row, key)
         spec = asdict(row.spec) | {"group_size": str(row.spec.group_size)}
         done = compress(
             CompressChoice(
@@ -322,6 +326,19 @@ class _Run:
             "seconds": done["solve_seconds"], "cpu_seconds": done["solve_cpu_seconds"], "texts": judged,
             "layers": {layer["name"]: layer["relative_error"] for layer in done["layers"]},
         }  # fmt: skip
+
+    def _row_folder(self, row: Row, key: Mapping[str, Any]) -> Path:
+        """Name the folder after all that decides the results, and delete what other options left of the row.
+
+        So an unfinished run is resumed by the options that began it, and stands in nobody else's way.
+        """
+        name = folder_name(row.name)
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:_DIGITS]
+        folder = self._options.out / f"{name}-{digest}"
+        for found in self._options.out.glob(f"{name}-{'[0-9a-f]' * _DIGITS}*"):
+            if found.name != partial_of(folder).name:
+                shutil.rmtree(found, ignore_errors=True)
+        return folder
 
     def _judged(self, model: LogitsSource, text: Text, against: LogitsSource | None = None) -> Evaluation:
         with progress("evaluating") as advance:
