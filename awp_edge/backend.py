@@ -15,7 +15,7 @@ from .constraints import BoundGrid, LowRank, Mask, Reals, Sparse, Support
 from .constraints.values import Codes
 from .problem import Array, Problem
 from .solvers import descent, nearest_plane, ranges
-from .solvers.admm import Admm, admm, proximal_matrix
+from .solvers.admm import Admm, admm, proximal_map
 from .solvers.base import Run, Stop, minimise
 from .solvers.nearest_plane import Order
 from .solvers.pgd import Pgd, iterate
@@ -225,8 +225,8 @@ class NativeBackend:
 
     def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
         """Return the sparse end of a splitting run."""
-        inverse = proximal_matrix(problem.gram, method.penalty, engine=self)
-        return native.admm(problem, support, inverse, method=method, threads=self.threads)
+        matrix = proximal_map(problem.gram, method=method, engine=self)
+        return native.admm(problem, support, matrix, method=method, threads=self.threads)
 
     def refit(
         self, problem: Problem, mask: Mask, start: Array, *, steps: int

@@ -20,7 +20,7 @@ from .constraints.base import Descriptor
 from .constraints.values import Codes
 from .errors import AwpError
 from .problem import Array, Problem
-from .solvers.admm import Admm
+from .solvers.admm import Admm, RoundedMatrix
 from .solvers.base import Run, Stop, infeasible
 from .solvers.descent import PASSES
 from .solvers.nearest_plane import Order
@@ -147,20 +147,29 @@ def inverse(matrix: Array, *, overwrite: bool = False, threads: int | None = Non
 
 
 def admm(
-    problem: Problem, support: Support, inverse: Array, *, method: Admm, threads: int | None = None
+    problem: Problem,
+    support: Support,
+    matrix: Array | RoundedMatrix,
+    *,
+    method: Admm,
+    threads: int | None = None,
 ) -> Array:
-    """Return the sparse end of a splitting run; Ctrl-C stops it."""
+    """Return the sparse end of a splitting run by a proximal map; Ctrl-C stops it."""
     support.check(problem.shape)
-    _require(problem.gram.shape, inverse=inverse)
     out = np.empty_like(problem.weight)
+    if isinstance(matrix, RoundedMatrix):
+        _require(problem.gram.shape, codes=matrix.codes)
+        parts: Any = (matrix.codes, matrix.scale[None], matrix.diagonal[None])
+    else:
+        _require(problem.gram.shape, matrix=matrix)
+        parts = np.ascontiguousarray(matrix)
     core().admm(
         problem.weight,
-        np.ascontiguousarray(inverse),
+        parts,
         out,
         support.descriptor(),
         steps=method.steps,
         relaxation=method.relaxation,
-        bfloat16=method.products == "bfloat16",
         threads=thread_count(threads),
     )
     return out
@@ -288,11 +297,16 @@ def low_rank(weight: Array, gram: Array, rank: int) -> tuple[Array, Array]:
 
 
 def product(a: Array, b: Array, *, products: str = "float32", threads: int | None = None) -> Array:
-    """Return a @ b; products="bfloat16" rounds float32 operands to bfloat16 and adds in float32."""
+    """Return a @ b.
+
+    products="bfloat16" rounds float32 operands to bfloat16 and adds in float32; "int8" takes int8 within the limits of
+    `solvers.admm` and returns int32.
+    """
     if a.shape[1] != b.shape[0]:
         raise ValueError(f"a has {a.shape[1]} columns, but b has {b.shape[0]} rows")
-    out = np.empty((a.shape[0], b.shape[1]), dtype=a.dtype)
-    function = core().product_bfloat16 if products == "bfloat16" else core().product
+    functions = {"bfloat16": core().product_bfloat16, "int8": core().product_int8}
+    function = functions.get(products, core().product)
+    out = np.empty((a.shape[0], b.shape[1]), dtype=np.int32 if products == "int8" else a.dtype)
     function(np.ascontiguousarray(a), np.ascontiguousarray(b), out, thread_count(threads))
     return out
 

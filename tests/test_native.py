@@ -9,6 +9,7 @@ from strategies import DTYPES, make_weight
 
 from awp_edge import NM, IntGrid, Problem, RowSparse, Sparse, native
 from awp_edge.errors import AwpError
+from awp_edge.solvers.admm import LEFT_LIMIT, RIGHT_LIMIT
 from awp_edge.solvers.swap import Swaps
 
 
@@ -35,6 +36,16 @@ def test_bfloat16_products(isa: str) -> None:
     assert 1e-4 < error.max() <= 2 * 2**-8 + 70 * np.finfo(np.float32).eps  # rounded, and no more than that
     assert_same_bits(rounded[1], rounded[0])
     assert_same_bits(rounded[2], rounded[0])
+
+
+def test_integer_products(isa: str) -> None:
+    random = np.random.default_rng(0)
+    for m, k, n in [(1, 1, 1), (3, 5, 7), (200, 33, 65), (5, 700, 49)]:
+        a = random.integers(-LEFT_LIMIT, LEFT_LIMIT, (m, k), dtype=np.int8, endpoint=True)
+        b = random.integers(-RIGHT_LIMIT, RIGHT_LIMIT, (k, n), dtype=np.int8, endpoint=True)
+        for threads in (1, 3):
+            found = native.product(a, b, products="int8", threads=threads)
+            assert_same_bits(found, a.astype(np.int32) @ b.astype(np.int32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

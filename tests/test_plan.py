@@ -29,7 +29,7 @@ from awp_edge.plan import (
     solver_squares,
 )
 from awp_edge.problem import Array
-from awp_edge.solvers.admm import STRIP, proximal_matrix
+from awp_edge.solvers.admm import STRIP, Admm, proximal_map
 
 TEXT = {"source": "text.txt", "samples": 4, "seq_len": 32, "order": "one-shot"}
 
@@ -193,7 +193,7 @@ def test_the_proximal_matrix_has_the_bits_of_its_formula(d_in: int, engine: Back
     gram[gram < 0] = -0.0
     inverse = 0.7 * engine.inverse(gram.astype(np.float64) + 0.7 * np.eye(d_in))
     expected = ((inverse + inverse.T) / 2).astype(np.float32)
-    assert proximal_matrix(gram, 0.7, engine=engine).tobytes() == expected.tobytes()
+    assert proximal_map(gram, method=Admm(penalty=0.7), engine=engine).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(

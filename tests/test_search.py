@@ -27,7 +27,18 @@ from awp_edge import (
 from awp_edge.backend import NativeBackend, NumpyBackend
 from awp_edge.constraints import Support
 from awp_edge.plus import swap_labels
-from awp_edge.solvers.admm import Admm, admm, proximal_matrix, scaled
+from awp_edge.solvers.admm import (
+    EXACT_TERMS,
+    LEFT_LIMIT,
+    RIGHT_LIMIT,
+    STRIP,
+    Admm,
+    RoundedMatrix,
+    admm,
+    proximal_map,
+    rounded_rows,
+    scaled,
+)
 from awp_edge.solvers.refit import refit
 from awp_edge.solvers.scaling import conditional_variance
 from awp_edge.solvers.swap import Swaps, best_swaps, swap, swap_gains
@@ -101,7 +112,9 @@ def test_scaling_leaves_f_alone() -> None:
 def test_the_proximal_matrix_is_the_proximal_map() -> None:
     problem, rho = layer("float64"), 0.7
     target = np.random.default_rng(1).normal(size=problem.shape)
-    found = problem.weight - (problem.weight - target) @ proximal_matrix(problem.gram, rho, engine=NUMPY)
+    found = problem.weight - (problem.weight - target) @ proximal_map(
+        problem.gram, method=Admm(penalty=rho), engine=NUMPY
+    )
     gradient = problem.gradient(found) + rho * (found - target)
     assert np.abs(gradient).max() < 1e-12 * np.abs(problem.gram).max()
 
@@ -122,7 +135,7 @@ def test_the_search_ends_in_the_support(problem: Problem, data: st.DataObject) -
 
 
 @pytest.mark.parametrize(
-    "bad", [{"steps": 0}, {"penalty": 0.0}, {"relaxation": (2.1, 1.0)}, {"products": "int8"}]
+    "bad", [{"steps": 0}, {"penalty": 0.0}, {"relaxation": (2.1, 1.0)}, {"products": "bfloat16"}]
 )
 def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
@@ -313,14 +326,53 @@ def test_searches_and_refits_agree(isa: str, name: str, dtype: str) -> None:
         assert_same_bits(twin.refit(inner, found != 0, found, steps=6)[0], theta)
 
 
-def test_bfloat16_products_find_as_good_a_support(isa: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_rounded_products_give_the_bits_of_the_reference(name: str, dtype: str, isa: str) -> None:
+    """Sums of integers depend on no order: what is left is arithmetic of single numbers, the same everywhere."""
+    problem = layer(dtype, shape=(65, 96))
+    inner = scaled(problem, np.sqrt(conditional_variance(problem.gram, 0.5, engine=NUMPY)))
+    method = Admm(steps=9, products="int8")
+    found = NUMPY.admm(inner, SUPPORTS[name], method=method)
+    matrix = proximal_map(inner.gram, method=method, engine=NUMPY)
+    for threads in (1, 2, 3):
+        assert_same_bits(native.admm(inner, SUPPORTS[name], matrix, method=method, threads=threads), found)
+
+
+def test_rounded_products_find_as_good_a_support(isa: str) -> None:
     problem = layer("float32", shape=(64, 96))
     inner = scaled(problem, np.sqrt(conditional_variance(problem.gram, 0.5, engine=NUMPY)))
     ends = []
-    for products in ("float32", "bfloat16"):
+    for products in ("float32", "int8"):
         found = NativeBackend().admm(inner, RowSparse(48), method=Admm(products=products))
         ends.append(NativeBackend().refit(inner, found != 0, found, steps=10)[1].sum())
     assert ends[1] == pytest.approx(ends[0], rel=0.02)
+
+
+@pytest.mark.parametrize("d", [1, 7, STRIP, STRIP + 1])
+def test_the_rounded_map_is_within_half_a_step(d: int) -> None:
+    gram = layer("float64", shape=(4, d)).gram
+    exact = proximal_map(gram, method=Admm(), engine=NUMPY)
+    rounded = proximal_map(gram, method=Admm(products="int8"), engine=NUMPY)
+    assert isinstance(rounded, RoundedMatrix) and isinstance(exact, np.ndarray)
+    assert_same_bits(rounded.diagonal, exact.diagonal().copy())
+    assert np.abs(rounded.codes).max() == (RIGHT_LIMIT if d > 1 else 0) and not rounded.codes.diagonal().any()
+    values = rounded.codes * rounded.scale + np.diag(rounded.diagonal)
+    assert (np.abs(values - exact) <= 0.5 * rounded.scale * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounded_rows_keep_every_row_in_its_range(dtype: str) -> None:
+    """Rows of zeros and of numbers too small to be divided by, too; a long row needs more than one exact sum."""
+    rows = make_weight("heavy tails", (5, 2 * EXACT_TERMS + 3), dtype, seed=0)
+    rows[1], rows[2] = 0, np.finfo(dtype).smallest_subnormal
+    codes = np.full((rows.shape[1], 3), RIGHT_LIMIT, dtype=np.int8)
+    matrix = RoundedMatrix(codes, np.ones(3, dtype), np.zeros(3, dtype))
+    left, unit = rounded_rows(rows)
+    assert np.abs(left).max(axis=1).tolist() == [LEFT_LIMIT, 0, 0, LEFT_LIMIT, LEFT_LIMIT]
+    exact = (left.astype(np.int64) @ codes.astype(np.int64)).astype(dtype) * unit
+    # Only the square matrix of the search has a diagonal to add: here it is left out.
+    np.testing.assert_array_equal(matrix.sums(left, engine=NUMPY) * unit, exact)
 
 
 def test_the_bench_runs_the_peers_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ struct Options {
 template <class T> constexpr const char* kName = "float32";
 template <> constexpr const char* kName<double> = "float64";
 template <> constexpr const char* kName<awp::bfloat16> = "bfloat16";
+template <> constexpr const char* kName<std::int8_t> = "int8";
 
 template <class S> std::vector<S> values(Index size) {
   std::vector<S> x(static_cast<std::size_t>(size));
@@ -68,12 +69,12 @@ void report(const char* what, const char* type, const std::string& shape, const 
 template <class T> void bench_multiply(const Options& options, Index m, Index k, Index n) {
   using S = External<T>;
   const auto a = values<S>(m * k), b = values<S>(k * n);
-  std::vector<S> out(static_cast<std::size_t>(m * n));
+  std::vector<awp::Result<T>> out(static_cast<std::size_t>(m * n));
   const awp::PackedMatrix<T> packed(b.data(), k, n, n);
   const double seconds = best_seconds(options.seconds, [&] {
     for_tiles(options.threads, (m + options.tile_rows - 1) / options.tile_rows, [&](Index tile, auto& workspace) {
       const Index row = tile * options.tile_rows, rows = std::min(options.tile_rows, m - row);
-      awp::multiply(a.data() + row * k, rows, k, packed, out.data() + row * n, n, workspace);
+      awp::multiply<T>(a.data() + row * k, rows, k, packed, out.data() + row * n, n, workspace);
     });
   });
   const std::string shape = std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n);
@@ -95,11 +96,15 @@ template <class T> void bench_gram(const Options& options, Index n, Index d) {
   report("gram", kName<T>, shape, options, 1e-9 * static_cast<double>(n * d * (d + 1)) / seconds);
 }
 
-template <class T> void bench_all(const Options& options) {
+template <class T> void bench_products(const Options& options) {
   bench_multiply<T>(options, 576, 576, 576);
   bench_multiply<T>(options, 1536, 576, 576);
   bench_multiply<T>(options, 576, 1536, 1536);
   bench_multiply<T>(options, 4096, 4096, 4096);
+}
+
+template <class T> void bench_all(const Options& options) {
+  bench_products<T>(options);
   bench_gram<T>(options, 2048, 576);
   bench_gram<T>(options, 2048, 1536);
   bench_gram<T>(options, 2048, 4096);
@@ -112,5 +117,6 @@ int main(int argc, char** argv) {
                         argc > 3 ? std::atof(argv[3]) : 0.5};
   bench_all<float>(options);
   bench_all<double>(options);
+  bench_products<std::int8_t>(options);
   if (awp::amx_request_permission()) bench_all<awp::bfloat16>(options);
 }

@@ -16,6 +16,8 @@ template <class T> using In =
 template <class T> using Out =
     nanobind::ndarray<T, nanobind::numpy, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
 using Descriptor = std::tuple<std::string, std::vector<std::size_t>, std::size_t, std::size_t>;
+// Codes, scale and diagonal of a RoundedMatrix, the latter two as (1, d).
+template <class T> using RoundedArrays = std::tuple<In<std::int8_t>, In<T>, In<T>>;
 // Scales, zero points, group size and the largest code.
 template <class T> using GridArrays = std::tuple<In<T>, In<std::uint8_t>, std::size_t, int>;
 template <class T> using GridParts = std::optional<GridArrays<T>>;

@@ -2,6 +2,7 @@
 #include "arrays.hpp"
 #include "bindings.hpp"
 
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include "awp/admm.hpp"
@@ -106,14 +107,20 @@ template <class T> void bind(nb::module_& m) {
     invert<T>(view(matrix), threads);
   }, nb::arg("matrix").noconvert(), "threads"_a, "Overwrite a symmetric positive definite matrix by its inverse.");
 
-  m.def("admm", [](In<T> weight, In<T> inverse, Out<T> out, const Descriptor& support, std::size_t steps,
-                   std::pair<double, double> relaxation, bool bfloat16_products, std::size_t threads) {
-    const AdmmOptions options{support_of(support), steps, relaxation.first, relaxation.second, bfloat16_products, threads,
-                              check_signals};
+  m.def("admm", [](In<T> weight, std::variant<In<T>, RoundedArrays<T>> matrix, Out<T> out, const Descriptor& support,
+                   std::size_t steps, std::pair<double, double> relaxation, std::size_t threads) {
+    const AdmmOptions options{support_of(support), steps, relaxation.first, relaxation.second, threads, check_signals};
+    std::variant<View<const T>, RoundedMatrix<T>> map;
+    if (const auto* parts = std::get_if<RoundedArrays<T>>(&matrix)) {
+      const auto& [codes, scale, diagonal] = *parts;
+      map = RoundedMatrix<T>{view(codes), scale.data(), diagonal.data()};
+    } else {
+      map = view(std::get<In<T>>(matrix));
+    }
     const nb::gil_scoped_release unlocked;
-    admm<T>(view(weight), view(inverse), options, view(out));
-  }, nb::arg("weight").noconvert(), nb::arg("inverse").noconvert(), nb::arg("out").noconvert(),
-  "support"_a, nb::kw_only(), "steps"_a, "relaxation"_a, "bfloat16"_a, "threads"_a,
+    admm<T>(view(weight), map, options, view(out));
+  }, nb::arg("weight").noconvert(), nb::arg("matrix").noconvert(), nb::arg("out").noconvert(),
+  "support"_a, nb::kw_only(), "steps"_a, "relaxation"_a, "threads"_a,
   "Write the sparse end of a splitting run.");
 
   m.def("refit", [](In<T> weight, In<T> gram, In<bool> mask, Out<T> theta, std::size_t steps, std::size_t threads) {
@@ -148,13 +155,16 @@ template <class T> void bind(nb::module_& m) {
 
 }
 
-template <class P> void bind_products(nb::module_& m, const char* product_name, const char* gram_name) {
-  using T = External<P>;
-  m.def(product_name, [](In<T> a, In<T> b, Out<T> out, std::size_t threads) {
+template <class P> void bind_product(nb::module_& m, const char* name) {
+  m.def(name, [](In<External<P>> a, In<External<P>> b, Out<Result<P>> out, std::size_t threads) {
     const nb::gil_scoped_release unlocked;
     product<P>(view(a), view(b), view(out), threads);
   }, nb::arg("a").noconvert(), nb::arg("b").noconvert(), nb::arg("out").noconvert(), "threads"_a, "Write a b.");
-  m.def(gram_name, [](In<T> x, Out<double> total, std::size_t threads) {
+}
+
+template <class P> void bind_products(nb::module_& m, const char* product_name, const char* gram_name) {
+  bind_product<P>(m, product_name);
+  m.def(gram_name, [](In<External<P>> x, Out<double> total, std::size_t threads) {
     const nb::gil_scoped_release unlocked;
     add_gram<P>(view(x), view(total), threads);
   }, nb::arg("x").noconvert(), nb::arg("total").noconvert(), "threads"_a,
@@ -169,6 +179,7 @@ void awp::bind_core(nb::module_& m) {
   bind_products<float>(m, "product", "gram");
   bind_products<double>(m, "product", "gram");
   bind_products<bfloat16>(m, "product_bfloat16", "gram_bfloat16");
+  bind_product<std::int8_t>(m, "product_int8");
   bind_grids(m);
   m.def("supported_isas", &supported_isas, "List what this machine can run, by the names of AWP_ISA.");
   m.def("ready", &amx_request_permission, "Return whether the operating system lets this build run.");

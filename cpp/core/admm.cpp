@@ -1,7 +1,8 @@
 #include "awp/admm.hpp"
 
 #include <algorithm>
-#include <optional>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 
 #include "awp/matmul.hpp"
@@ -13,24 +14,47 @@ namespace {
 // One thread's buffers; they grow to the largest tile.
 template <class T> struct Scratch {
   std::vector<T> v, z, argument, moved;
+  std::vector<std::int8_t> codes;
+  std::vector<std::int32_t> sums;
   ProjectScratch<T> project;
   Workspace workspace;
 
-  void reserve(std::size_t size) {
+  void reserve(std::size_t size, bool rounded) {
     for (auto* buffer : {&v, &z, &argument, &moved})
       if (buffer->size() < size) buffer->resize(size);
+    if (rounded && codes.size() < size) codes.resize(size), sums.resize(size);
   }
 };
 
+// x / unit to the nearest integer, ties to even: adding and taking off this constant leaves no fraction.
+template <class T> constexpr T kNoFraction = T(3) / 2 / std::numeric_limits<T>::epsilon();
+
+// Writes the codes of one row, within +-kLeftLimit, and returns what one of them stands for.
+template <class T> T round_row(const T* row, std::size_t d, std::int8_t* codes) {
+  constexpr T limit = kLeftLimit;
+  T top = 0;
+#pragma omp simd reduction(max : top)
+  for (std::size_t j = 0; j < d; ++j) top = std::max(top, std::abs(row[j]));
+  T factor = limit / top;
+  if (!(factor <= std::numeric_limits<T>::max())) factor = 0;  // nothing, or nearly nothing, in the row
+  for (std::size_t j = 0; j < d; ++j) {
+    const T code = (row[j] * factor + kNoFraction<T>) - kNoFraction<T>;
+    codes[j] = static_cast<std::int8_t>(std::min(limit, std::max(-limit, code)));  // NaN, too, becomes a code
+  }
+  return top / limit;
+}
+
 template <class T> class Splitting {
  public:
-  Splitting(View<const T> weight, View<const T> inverse, const AdmmOptions& options)
+  Splitting(View<const T> weight, const std::variant<View<const T>, RoundedMatrix<T>>& matrix,
+            const AdmmOptions& options)
       : weight_(weight), options_(options), set_{options.support, std::nullopt}, pool_(options.threads),
-        scratch_(pool_.threads()) {
-    if constexpr (sizeof(T) == 4) {
-      if (options.bfloat16_products) rounded_.emplace(pack<bfloat16>(inverse, pool_));
+        scratch_(pool_.threads()), rounded_(std::get_if<RoundedMatrix<T>>(&matrix)) {
+    if (rounded_) {
+      codes_ = pack<std::int8_t>(rounded_->codes, pool_);
+    } else {
+      exact_ = pack<T>(std::get<View<const T>>(matrix), pool_);
     }
-    if (!rounded_) exact_ = pack<T>(inverse, pool_);
   }
 
   void run(View<T> out) {
@@ -45,7 +69,7 @@ template <class T> class Splitting {
   void run_tile(View<const T> weight, View<T> out, std::size_t first, std::size_t thread) {
     Scratch<T>& scratch = scratch_[thread];
     const std::size_t size = weight.size();
-    scratch.reserve(size);
+    scratch.reserve(size, rounded_ != nullptr);
     T* v = scratch.v.data();
     std::copy_n(weight.data, size, v);
     std::vector<Key<T>> hints(weight.rows);
@@ -59,26 +83,43 @@ template <class T> class Splitting {
     }
   }
 
-  // Of the move behind a selection, step = 1, ..., steps - 1.
+  // Of the move behind a selection, step = 1, ..., steps - 1: the bits of numpy.linspace.
   T relaxation(std::size_t step) const {
-    const double share = options_.steps > 2 ? static_cast<double>(step - 1) / static_cast<double>(options_.steps - 2) : 0;
-    return static_cast<T>(options_.first_relaxation + share * (options_.last_relaxation - options_.first_relaxation));
+    const double first = options_.first_relaxation, last = options_.last_relaxation;
+    if (step == 1) return static_cast<T>(first);
+    if (step + 1 == options_.steps) return static_cast<T>(last);
+    const double part = (last - first) / static_cast<double>(options_.steps - 2);
+    return static_cast<T>(static_cast<double>(step - 1) * part + first);
   }
 
-  // V <- V + t (W - Z - (W + V - 2 Z) rho (C + rho I)^-1), t the relaxation.
+  // V <- V + t (W - Z - (W + V - 2 Z) M), t the relaxation.
   void advance(View<const T> weight, const T* z, T relaxation, Scratch<T>& scratch) {
     T* v = scratch.v.data();
     T* argument = scratch.argument.data();
     T* moved = scratch.moved.data();
     const T* w = weight.data;
-    const Index rows = static_cast<Index>(weight.rows), d = static_cast<Index>(weight.cols);
     for (std::size_t j = 0; j < weight.size(); ++j) argument[j] = w[j] + v[j] - z[j] - z[j];
-    if (rounded_) {
-      if constexpr (sizeof(T) == 4) multiply<bfloat16>(argument, rows, d, *rounded_, moved, d, scratch.workspace);
-    } else {
-      multiply<T>(argument, rows, d, exact_, moved, d, scratch.workspace);
-    }
+    multiply_rows(weight, scratch);
     for (std::size_t j = 0; j < weight.size(); ++j) v[j] += relaxation * (w[j] - moved[j] - z[j]);
+  }
+
+  // moved = argument M.
+  void multiply_rows(View<const T> weight, Scratch<T>& scratch) {
+    const Index rows = static_cast<Index>(weight.rows), d = static_cast<Index>(weight.cols);
+    const T* argument = scratch.argument.data();
+    T* moved = scratch.moved.data();
+    if (!rounded_) return multiply<T>(argument, rows, d, exact_, moved, d, scratch.workspace);
+    std::vector<T> units(weight.rows);
+    for (std::size_t i = 0; i < weight.rows; ++i) {
+      units[i] = round_row(argument + i * weight.cols, weight.cols, scratch.codes.data() + i * weight.cols);
+    }
+    multiply<std::int8_t>(scratch.codes.data(), rows, d, codes_, scratch.sums.data(), d, scratch.workspace);
+    for (std::size_t i = 0, at = 0; i < weight.rows; ++i) {
+      for (std::size_t j = 0; j < weight.cols; ++j, ++at) {
+        const T shared = static_cast<T>(scratch.sums[at]) * (units[i] * rounded_->scale[j]);
+        moved[at] = shared + argument[at] * rounded_->diagonal[j];
+      }
+    }
   }
 
   View<const T> weight_;
@@ -86,19 +127,25 @@ template <class T> class Splitting {
   const SparseSet<T> set_;
   ThreadPool pool_;
   std::vector<Scratch<T>> scratch_;
+  const RoundedMatrix<T>* rounded_;
   PackedMatrix<T> exact_;
-  std::optional<PackedMatrixBf16> rounded_;
+  PackedIntegers codes_;
 };
 
 }  // namespace
 
 template <class T>
-void admm(View<const T> weight, View<const T> inverse, const AdmmOptions& options, View<T> out) {
+void admm(View<const T> weight, const std::variant<View<const T>, RoundedMatrix<T>>& matrix, const AdmmOptions& options,
+          View<T> out) {
   if (options.steps == 0) throw std::invalid_argument("the search needs at least one step");
-  Splitting<T>(weight, inverse, options).run(out);
+  Splitting<T>(weight, matrix, options).run(out);
 }
 
-template void admm(View<const float>, View<const float>, const AdmmOptions&, View<float>);
-template void admm(View<const double>, View<const double>, const AdmmOptions&, View<double>);
+#define AWP_INSTANTIATE(T)                                                                        \
+  template void admm(View<const T>, const std::variant<View<const T>, RoundedMatrix<T>>&,         \
+                     const AdmmOptions&, View<T>);
+AWP_INSTANTIATE(float)
+AWP_INSTANTIATE(double)
+#undef AWP_INSTANTIATE
 
 }  // namespace awp

@@ -38,10 +38,11 @@ std::vector<std::string> supported_isas() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool bf16 = avx512 && (leaf7(1, 'a') >> 5 & 1);
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = vnni && (leaf7(1, 'a') >> 5 & 1);
   if (avx2) isas.push_back("avx2");
   if (avx512) isas.push_back("avx512");
-  if (avx512 && __builtin_cpu_supports("avx512vnni")) isas.push_back("avx512vnni");
+  if (vnni) isas.push_back("avx512vnni");
   if (bf16) isas.push_back("avx512bf16");
   if (bf16 && (leaf7(0, 'd') >> 22 & 5) == 5 && saves_tiles()) isas.push_back("amx");
 #elif defined(__aarch64__)

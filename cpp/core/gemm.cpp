@@ -2,6 +2,7 @@
 #include "awp/gemm.hpp"
 
 #include <new>
+#include <type_traits>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -12,6 +13,7 @@
 #endif
 
 #include "amx.hpp"
+#include "gemm_integers.hpp"
 #include "gram_nest.hpp"
 
 namespace awp {
@@ -26,10 +28,26 @@ template <> struct KernelOf<bfloat16> { using type = VectorKernel<PairOperand>; 
 template <> struct KernelOf<bfloat16> { using type = VectorKernel<RoundedOperand>; };
 #endif
 
+template <> struct KernelOf<std::int8_t> { using type = IntegerKernel; };
+
 template <class T> using Kernel = typename KernelOf<T>::type;
 template <class T> using Operand = typename Kernel<T>::Operand;
 
 template <class T> PanelLayout<Kernel<T>> layout_of(const PackedMatrix<T>& b) { return {b.rows(), b.cols()}; }
+
+template <class T> constexpr bool kShifted = false;
+template <> constexpr bool kShifted<std::int8_t> = IntegerKernel::kShift != 0;
+
+// What the shift of A adds to every column of a product, behind the panels.
+template <class T> std::int32_t* shift_shares(const PackedMatrix<T>& b, void* storage) {
+  return reinterpret_cast<std::int32_t*>(static_cast<Operand<T>*>(storage) + layout_of(b).size());
+}
+
+template <class T> std::size_t storage_bytes(const PackedMatrix<T>& b) {
+  const Index shares = kShifted<T> ? b.cols() : 0;
+  return static_cast<std::size_t>(layout_of(b).size()) * sizeof(Operand<T>) +
+         static_cast<std::size_t>(shares) * sizeof(std::int32_t);
+}
 
 }  // namespace
 
@@ -47,8 +65,7 @@ AlignedBuffer::AlignedBuffer(std::size_t bytes) {
 }
 
 template <class T>
-PackedMatrix<T>::PackedMatrix(Index k, Index n)
-    : rows_(k), cols_(n), storage_(static_cast<std::size_t>(layout_of(*this).size()) * sizeof(Operand<T>)) {}
+PackedMatrix<T>::PackedMatrix(Index k, Index n) : rows_(k), cols_(n), storage_(storage_bytes(*this)) {}
 
 template <class T> Index PackedMatrix<T>::panels() const { return layout_of(*this).panels(); }
 
@@ -57,14 +74,28 @@ template <class T> void PackedMatrix<T>::pack(const External<T>* b, Index ldb, I
   auto* operands = static_cast<Operand<T>*>(storage_.get());
   for (Index panel = first; panel < last; ++panel) {
     pack_panel<Kernel<T>>(b, ldb, layout, panel, operands + layout.offset(panel));
+    if constexpr (kShifted<T>) {
+      const Index column = panel * Kernel<T>::kPanel, columns = layout.columns(panel);
+      std::int32_t* shares = shift_shares(*this, storage_.get()) + column;
+      std::fill_n(shares, columns, 0);
+      for (Index row = 0; row < rows_; ++row) {
+        for (Index j = 0; j < columns; ++j) shares[j] += Kernel<T>::kShift * b[row * ldb + column + j];
+      }
+    }
   }
 }
 
 template <class T>
-void multiply(const External<T>* a, Index m, Index lda, const PackedMatrix<T>& b, External<T>* out, Index ldo,
+void multiply(const External<T>* a, Index m, Index lda, const PackedMatrix<T>& b, Result<T>* out, Index ldo,
               Workspace& workspace) {
   const auto* operands = static_cast<const Operand<T>*>(b.data());
   multiply_rows<Kernel<T>>(a, m, lda, operands, layout_of(b), out, ldo, workspace);
+  if constexpr (kShifted<T>) {
+    const std::int32_t* shares = shift_shares(b, const_cast<void*>(b.data()));
+    for (Index row = 0; row < m; ++row, out += ldo) {
+      for (Index j = 0; j < b.cols(); ++j) out[j] -= shares[j];
+    }
+  }
 }
 
 template <class T> Index gram_tiles(Index d) {
@@ -85,15 +116,19 @@ bool amx_request_permission() {
 #endif
 }
 
-#define AWP_INSTANTIATE(T)                                                                               \
+#define AWP_INSTANTIATE_PRODUCT(T)                                                                       \
   template class PackedMatrix<T>;                                                                        \
-  template void multiply<T>(const External<T>*, Index, Index, const PackedMatrix<T>&, External<T>*, Index, \
-                            Workspace&);                                                                 \
-  template Index gram_tiles<T>(Index);                                                                   \
+  template void multiply<T>(const External<T>*, Index, Index, const PackedMatrix<T>&, Result<T>*, Index, \
+                            Workspace&);
+#define AWP_INSTANTIATE(T)             \
+  AWP_INSTANTIATE_PRODUCT(T)           \
+  template Index gram_tiles<T>(Index); \
   template void gram_tile<T>(const PackedMatrix<T>&, Index, double*, Workspace&);
 AWP_INSTANTIATE(float)
 AWP_INSTANTIATE(double)
 AWP_INSTANTIATE(bfloat16)
+AWP_INSTANTIATE_PRODUCT(std::int8_t)
 #undef AWP_INSTANTIATE
+#undef AWP_INSTANTIATE_PRODUCT
 
 }  // namespace awp

@@ -19,7 +19,7 @@ template <class P> PackedMatrix<P> pack(View<const External<P>> b, ThreadPool& p
 }
 
 template <class P>
-void product(View<const External<P>> a, View<const External<P>> b, View<External<P>> out, std::size_t threads) {
+void product(View<const External<P>> a, View<const External<P>> b, View<Result<P>> out, std::size_t threads) {
   ThreadPool pool(threads);
   const PackedMatrix<P> packed = pack<P>(b, pool);
   std::vector<Workspace> workspaces(pool.threads());
@@ -40,12 +40,15 @@ template <class P> void add_gram(View<const External<P>> x, View<double> total, 
   });
 }
 
-#define AWP_INSTANTIATE(P)                                                                              \
-  template PackedMatrix<P> pack(View<const External<P>>, ThreadPool&);                                  \
-  template void product<P>(View<const External<P>>, View<const External<P>>, View<External<P>>, std::size_t); \
+#define AWP_INSTANTIATE_PRODUCT(P)                                     \
+  template PackedMatrix<P> pack(View<const External<P>>, ThreadPool&); \
+  template void product<P>(View<const External<P>>, View<const External<P>>, View<Result<P>>, std::size_t);
+#define AWP_INSTANTIATE(P)   \
+  AWP_INSTANTIATE_PRODUCT(P) \
   template void add_gram<P>(View<const External<P>>, View<double>, std::size_t);
 AWP_INSTANTIATE(float)
 AWP_INSTANTIATE(double)
 AWP_INSTANTIATE(bfloat16)
+AWP_INSTANTIATE_PRODUCT(std::int8_t)
 
 }  // namespace awp

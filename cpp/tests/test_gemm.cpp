@@ -144,6 +144,33 @@ template <class T> void test_gram(Index n, Index d) {
   check(lower && gram.intact(), "gram writes outside", Case<T>::name, n, n, d);
 }
 
+// Sums of integers are exact, at the limits of what the factors may hold too.
+void test_integers(Index m, Index k, Index n) {
+  std::mt19937 random(static_cast<unsigned>(m + k + n));
+  const auto draw = [&](Index size, int limit) {
+    std::uniform_int_distribution<int> middle(-limit, limit), end(0, 1);
+    std::vector<std::int8_t> values(static_cast<std::size_t>(size));
+    for (std::int8_t& value : values) value = static_cast<std::int8_t>(m % 2 ? middle(random) : limit - 2 * limit * end(random));
+    return values;
+  };
+  const auto a = draw(m * k, awp::kLeftLimit), b = draw(k * n, awp::kRightLimit);
+  awp::PackedIntegers packed(k, n);
+  for (Index panel = packed.panels(); panel-- > 0;) packed.pack(b.data(), n, panel, panel + 1);
+  awp::Workspace workspace;
+  Guarded<std::int32_t> out(m, n, n + 5);
+  awp::multiply<std::int8_t>(a.data(), m, k, packed, out.data(), n + 5, workspace);
+  bool equal = true;
+  for (Index i = 0; i < m; ++i) {
+    for (Index j = 0; j < n; ++j) {
+      std::int32_t sum = 0;
+      for (Index p = 0; p < k; ++p) sum += a[i * k + p] * b[p * n + j];
+      equal &= out.at(i, j) == sum;
+    }
+  }
+  check(equal, "multiply", "int8", m, k, n);
+  check(out.intact(), "multiply writes outside", "int8", m, k, n);
+}
+
 template <class T> void test_all() {
   const Index sizes[] = {1, 2, 3, 5, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97};
   for (Index m : sizes) {
@@ -165,6 +192,11 @@ template <class T> void test_all() {
 int main() {
   test_all<float>();
   test_all<double>();
+  for (Index m : {1, 2, 3, 4, 7, 8, 9, 33, 96}) {
+    for (Index k : {1, 2, 3, 4, 5, 7, 8, 9, 63, 383, 384, 385, 511, 512, 513, 520, 1537}) {
+      for (Index n : {1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 65}) test_integers(m, k, n);
+    }
+  }
   if (awp::amx_request_permission()) test_all<awp::bfloat16>();
   std::printf(failures == 0 ? "gemm: all checks passed\n" : "gemm: %d checks failed\n", failures);
   return failures != 0;

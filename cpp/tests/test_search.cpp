@@ -62,12 +62,34 @@ template <class T> struct Ends {
   std::vector<double> objectives;
 };
 
-template <class T> Ends<T> search(const Layer<T>& layer, std::size_t k, std::size_t threads, bool bfloat16_products) {
+// A matrix rounded column by column, as awp_edge/solvers/admm.py does it.
+template <class T> struct Rounded {
+  Rounded(const std::vector<T>& matrix, std::size_t d) : codes(d * d), scale(d), diagonal(d), d(d) {
+    for (std::size_t j = 0; j < d; ++j) {
+      T top = 0;
+      for (std::size_t i = 0; i < d; ++i)
+        if (i != j) top = std::max(top, std::abs(matrix[i * d + j]));
+      scale[j] = top / kRightLimit, diagonal[j] = matrix[j * d + j];
+      for (std::size_t i = 0; i < d; ++i)
+        if (i != j && top > 0) codes[i * d + j] = static_cast<std::int8_t>(std::nearbyint(matrix[i * d + j] / scale[j]));
+    }
+  }
+  RoundedMatrix<T> view() const { return {{codes.data(), d, d}, scale.data(), diagonal.data()}; }
+
+  std::vector<std::int8_t> codes;
+  std::vector<T> scale, diagonal;
+  std::size_t d;
+};
+
+template <class T> Ends<T> search(const Layer<T>& layer, std::size_t k, std::size_t threads, bool rounded) {
   const std::size_t rows = layer.rows, d = layer.d;
   const std::vector<T> inverse = proximal(layer);
   Ends<T> ends{std::vector<T>(rows * d), {}, {}, std::vector<double>(rows)};
-  const AdmmOptions options{RowSparse{{k}}, 5, 2.0, 0.2, bfloat16_products, threads, nullptr};
-  admm<T>({layer.weight.data(), rows, d}, {inverse.data(), d, d}, options, {ends.found.data(), rows, d});
+  const AdmmOptions options{RowSparse{{k}}, 5, 2.0, 0.2, threads, nullptr};
+  const Rounded<T> codes(inverse, d);
+  std::variant<View<const T>, RoundedMatrix<T>> matrix = View<const T>{inverse.data(), d, d};
+  if (rounded) matrix = codes.view();
+  admm<T>({layer.weight.data(), rows, d}, matrix, options, {ends.found.data(), rows, d});
   std::vector<std::uint8_t> mask(rows * d);
   for (std::size_t j = 0; j < mask.size(); ++j) mask[j] = ends.found[j] != 0;
   const View<const std::uint8_t> inside{mask.data(), rows, d};
@@ -96,9 +118,9 @@ template <class T> std::size_t most_in_a_row(const std::vector<T>& theta, std::s
   return most;
 }
 
-template <class T> void test_search(std::size_t rows, std::size_t d, std::size_t k, bool bfloat16_products) {
+template <class T> void test_search(std::size_t rows, std::size_t d, std::size_t k, bool rounded) {
   const Layer<T> layer(rows, d);
-  const Ends<T> one = search(layer, k, 1, bfloat16_products), three = search(layer, k, 3, bfloat16_products);
+  const Ends<T> one = search(layer, k, 1, rounded), three = search(layer, k, 3, rounded);
   const long size = static_cast<long>(d);
   check(one.found == three.found && one.refitted == three.refitted && one.swapped == three.swapped, "threads", size);
   check(most_in_a_row(one.found, d) <= k && most_in_a_row(one.swapped, d) <= k, "support", size);
@@ -121,9 +143,11 @@ int main() {
       test_cholesky<double>(d, rows);
     }
   }
-  for (bool bfloat16_products : {false, true}) test_search<float>(70, 50, 25, bfloat16_products);
-  test_search<double>(33, 65, 20, false);
-  test_search<float>(3, 1, 1, false);
-  test_search<double>(2, 7, 7, false);
+  for (bool rounded : {false, true}) {
+    test_search<float>(70, 50, 25, rounded);
+    test_search<double>(33, 65, 20, rounded);
+    test_search<float>(3, 1, 1, rounded);
+    test_search<double>(2, 7, 7, rounded);
+  }
   return awp_test::result("search");
 }

@@ -3,8 +3,10 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <variant>
 #include <vector>
 
+#include "awp/gemm.hpp"
 #include "awp/project.hpp"
 
 namespace awp {
@@ -13,16 +15,23 @@ struct AdmmOptions {
   Support support;
   std::size_t steps;                 // selections made; one product less
   double first_relaxation, last_relaxation;  // the length of the first and of the last move, in between by equal parts
-  bool bfloat16_products;            // rounds the operands of float32 products
   std::size_t threads;
   std::function<void()> checkpoint;  // called by the calling thread after its steps; may throw to stop the run
 };
 
-// Runs V <- V + t (prox_f(2 P(V) - V) - P(V)) from V = W, t the relaxation, with prox_f(Y) = W - (W - Y) rho (C + rho I)^-1, P the projection
-// onto the support, and writes the last P(V).
-// inverse: rho (C + rho I)^-1, symmetric (d_in, d_in).
+// A square matrix M as codes * scale (by column) + diag(diagonal), the codes within +-kRightLimit. A row times M is
+// computed by rounding the row to kLeftLimit times its largest entry: sums of integers, the same on every machine.
+template <class T> struct RoundedMatrix {
+  View<const std::int8_t> codes;
+  const T* scale;
+  const T* diagonal;
+};
+
+// Runs V <- V + t (prox_f(2 P(V) - V) - P(V)) from V = W, t the relaxation, with prox_f(Y) = W - (W - Y) M,
+// M = rho (C + rho I)^-1 (d_in, d_in), exact or rounded, P the projection onto the support; writes the last P(V).
 template <class T>
-void admm(View<const T> weight, View<const T> inverse, const AdmmOptions& options, View<T> out);
+void admm(View<const T> weight, const std::variant<View<const T>, RoundedMatrix<T>>& matrix, const AdmmOptions& options,
+          View<T> out);
 
 struct RefitOptions {
   std::size_t steps, threads;

@@ -20,10 +20,18 @@ struct bfloat16 {
   std::uint16_t bits;
 };
 
-// Type of the matrices outside the product: T itself, float32 for bfloat16.
+// Type of the factors outside the product: T itself, float32 for bfloat16.
 template <class T> struct ExternalType { using type = T; };
 template <> struct ExternalType<bfloat16> { using type = float; };
 template <class T> using External = typename ExternalType<T>::type;
+
+// Type of the product: that of the factors, int32 for products of std::int8_t. Those are exact where the left factor
+// stays within +-kLeftLimit, the right one within +-kRightLimit and the inner dimension below 2^18: together these
+// limits let x86 add up four products in 16 bits.
+template <class T> struct ResultType { using type = External<T>; };
+template <> struct ResultType<std::int8_t> { using type = std::int32_t; };
+template <class T> using Result = typename ResultType<T>::type;
+constexpr int kLeftLimit = 31, kRightLimit = 127;
 
 // Uninitialised memory, aligned for vector loads and freed with the object; movable, not copyable. Throws
 // std::bad_alloc.
@@ -55,7 +63,7 @@ class Workspace {
 };
 
 // A (k x n) matrix stored as column panels in the order the kernels read it: pack once, multiply often.
-// T is float, double or bfloat16; k and n are at least 1.
+// T is float, double, bfloat16 or std::int8_t; k and n are at least 1.
 template <class T> class PackedMatrix {
  public:
   PackedMatrix() = default;
@@ -79,11 +87,12 @@ template <class T> class PackedMatrix {
 };
 
 using PackedMatrixBf16 = PackedMatrix<bfloat16>;
+using PackedIntegers = PackedMatrix<std::int8_t>;
 
 // out (m x n) = a (m x k) b, both row-major with row strides lda and ldo, overlapping neither each other nor b.
 // Fastest for row tiles of 96 rows and more, in multiples of 32.
 template <class T>
-void multiply(const External<T>* a, Index m, Index lda, const PackedMatrix<T>& b, External<T>* out, Index ldo,
+void multiply(const External<T>* a, Index m, Index lda, const PackedMatrix<T>& b, Result<T>* out, Index ldo,
               Workspace& workspace);
 
 // Number of tiles that cover the upper triangle of a (d x d) Gram matrix.
