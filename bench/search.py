@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,14 @@ from awp_edge.solvers.admm import Admm
 AWP_STEPS, ADMM_STEPS, REFIT_STEPS = 200, 20, 10
 LADDER = {
     **{
-        f"{steps} + {refit}": Effort(Admm(steps=steps), refit)
+        f"{steps} + {refit}": Effort(Admm(steps=steps, products="int8"), refit)
         for steps, refit in ((2, 1), (3, 2), (4, 2), (6, 3))
     },
     **EFFORTS,
+    **{
+        f"{name}, float32 products": replace(effort, search=replace(effort.search, products="float32"))
+        for name, effort in EFFORTS.items()
+    },
 }
 
 

@@ -34,6 +34,10 @@ struct AmxUnit {
   template <int Sum, int A, int B> static void dot() {
     __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(A), "i"(B));
   }
+  // Sum += A B for four signed bytes.
+  template <int Sum, int A, int B> static void dot_bytes() {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(A), "i"(B));
+  }
 };
 
 }  // namespace awp

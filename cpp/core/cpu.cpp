@@ -12,7 +12,8 @@ namespace awp {
 #if defined(__x86_64__)
 namespace {
 
-// CPUID leaf 7: AMX-TILE and AMX-BF16 are bits 24 and 22 of EDX, AVX512-BF16 is bit 5 of EAX in subleaf 1.
+// CPUID leaf 7: AMX-INT8, AMX-TILE and AMX-BF16 are bits 25, 24 and 22 of EDX, AVX512-BF16 is bit 5 of EAX in
+// subleaf 1.
 unsigned leaf7(unsigned subleaf, char which) {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, subleaf, &a, &b, &c, &d)) return 0;
@@ -44,7 +45,7 @@ std::vector<std::string> supported_isas() {
   if (avx512) isas.push_back("avx512");
   if (vnni) isas.push_back("avx512vnni");
   if (bf16) isas.push_back("avx512bf16");
-  if (bf16 && (leaf7(0, 'd') >> 22 & 5) == 5 && saves_tiles()) isas.push_back("amx");
+  if (bf16 && (leaf7(0, 'd') >> 22 & 13) == 13 && saves_tiles()) isas.push_back("amx");
 #elif defined(__aarch64__)
   isas.push_back("neon");
 #if defined(__linux__)

@@ -28,7 +28,11 @@ template <> struct KernelOf<bfloat16> { using type = VectorKernel<PairOperand>; 
 template <> struct KernelOf<bfloat16> { using type = VectorKernel<RoundedOperand>; };
 #endif
 
+#if defined(__AMX_INT8__)
+template <> struct KernelOf<std::int8_t> { using type = TileKernel<AmxUnit, TileQuads>; };
+#else
 template <> struct KernelOf<std::int8_t> { using type = IntegerKernel; };
+#endif
 
 template <class T> using Kernel = typename KernelOf<T>::type;
 template <class T> using Operand = typename Kernel<T>::Operand;
@@ -36,7 +40,7 @@ template <class T> using Operand = typename Kernel<T>::Operand;
 template <class T> PanelLayout<Kernel<T>> layout_of(const PackedMatrix<T>& b) { return {b.rows(), b.cols()}; }
 
 template <class T> constexpr bool kShifted = false;
-template <> constexpr bool kShifted<std::int8_t> = IntegerKernel::kShift != 0;
+template <> constexpr bool kShifted<std::int8_t> = Kernel<std::int8_t>::kShift != 0;
 
 // What the shift of A adds to every column of a product, behind the panels.
 template <class T> std::int32_t* shift_shares(const PackedMatrix<T>& b, void* storage) {

@@ -1,54 +1,17 @@
 // Products of small integers (std::int8_t): sums are exact, so every instruction set gives the same.
 #pragma once
 
-#include "gemm_kernels.hpp"
+#include "gemm_tiles.hpp"
 
 namespace awp {
 
-#if defined(__AVX2__)
-
-// One register of bytes or of 32-bit sums.
-namespace bytes {
-#if defined(__AVX512F__)
-using Register = __m512i;
-inline Register zero() { return _mm512_setzero_si512(); }
-inline Register load(const void* from) { return _mm512_loadu_si512(from); }
-inline void store(void* to, Register x) { _mm512_storeu_si512(to, x); }
-inline Register broadcast(std::uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
-inline Register add(Register a, Register b) { return _mm512_add_epi32(a, b); }
-#else
-using Register = __m256i;
-inline Register zero() { return _mm256_setzero_si256(); }
-inline Register load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-inline void store(void* to, Register x) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
-inline Register broadcast(std::uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
-inline Register add(Register a, Register b) { return _mm256_add_epi32(a, b); }
-#endif
-
-// sum + a0 b0 + a1 b1, four products a lane each, a unsigned. Without a dot product pairs are added up in 16 bits, which
-// four products of at most 63 x 127 do not leave.
-inline Register multiply_add(Register a0, Register b0, Register a1, Register b1, Register sum) {
-#if defined(__AVX512VNNI__)
-  return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, a0, b0), a1, b1);
-#elif defined(__AVX512F__)
-  const Register pairs = _mm512_add_epi16(_mm512_maddubs_epi16(a0, b0), _mm512_maddubs_epi16(a1, b1));
-  return add(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-#else
-  const Register pairs = _mm256_add_epi16(_mm256_maddubs_epi16(a0, b0), _mm256_maddubs_epi16(a1, b1));
-  return add(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-#endif
-}
-}  // namespace bytes
-
-// Four neighbours along the inner dimension, a byte each. A is shifted to be positive; multiply() takes the share that
-// the shift has in the sums out of them.
-struct QuadOperand {
+// Four neighbours along the inner dimension, a byte each, those of A plus Shift.
+template <int Shift> struct QuadOperand {
   using Source = std::int8_t;
   using Operand = std::uint32_t;
   using Sum = std::int32_t;
   static constexpr Index kDepth = 4;
-  static constexpr int kShift = kLeftLimit + 1;
-  static_assert(4 * (kLeftLimit + kShift) * kRightLimit <= 32767, "four products are added up in 16 bits");
+  static constexpr int kShift = Shift;
 
   static void from_row(const std::int8_t* row, Index count, Operand* out) {
     auto* to = reinterpret_cast<std::uint8_t*>(out);
@@ -71,7 +34,50 @@ struct QuadOperand {
   }
 };
 
-struct IntegerKernel : QuadOperand {
+// The matrix unit takes signed bytes.
+struct TileQuads : QuadOperand<0> {
+  template <class Unit, int Sum, int A, int B> static void dot() { Unit::template dot_bytes<Sum, A, B>(); }
+};
+
+#if defined(__AVX2__)
+
+// One register of bytes or of 32-bit sums.
+namespace bytes {
+#if defined(__AVX512F__)
+using Register = __m512i;
+inline Register zero() { return _mm512_setzero_si512(); }
+inline Register load(const void* from) { return _mm512_loadu_si512(from); }
+inline void store(void* to, Register x) { _mm512_storeu_si512(to, x); }
+inline Register broadcast(std::uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+inline Register add(Register a, Register b) { return _mm512_add_epi32(a, b); }
+#else
+using Register = __m256i;
+inline Register zero() { return _mm256_setzero_si256(); }
+inline Register load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+inline void store(void* to, Register x) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
+inline Register broadcast(std::uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+inline Register add(Register a, Register b) { return _mm256_add_epi32(a, b); }
+#endif
+
+// sum + a0 b0 + a1 b1, four products a lane each, a unsigned. Without a dot product pairs are added up in 16 bits,
+// which four products of at most 63 x 127 do not leave.
+inline Register multiply_add(Register a0, Register b0, Register a1, Register b1, Register sum) {
+#if defined(__AVX512VNNI__)
+  return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, a0, b0), a1, b1);
+#elif defined(__AVX512F__)
+  const Register pairs = _mm512_add_epi16(_mm512_maddubs_epi16(a0, b0), _mm512_maddubs_epi16(a1, b1));
+  return add(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#else
+  const Register pairs = _mm256_add_epi16(_mm256_maddubs_epi16(a0, b0), _mm256_maddubs_epi16(a1, b1));
+  return add(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
+}  // namespace bytes
+
+// Vector instructions multiply unsigned by signed bytes: A is shifted to be positive, and multiply() takes the share
+// that the shift has in the sums out of them.
+struct IntegerKernel : QuadOperand<kLeftLimit + 1> {
+  static_assert(4 * (kLeftLimit + kShift) * kRightLimit <= 32767, "four products are added up in 16 bits");
   static constexpr Index kLanes = sizeof(bytes::Register) / sizeof(Sum);
   static constexpr int kVectors = 2;  // kRows x 2 sums, 2 x 2 of B, 2 broadcasts of A, 2 on the way to the sums
   static constexpr Index kBlockRows = kRows;

@@ -7,7 +7,7 @@
 namespace awp {
 
 constexpr Index kTileRows = 16;   // rows of every tile
-constexpr Index kTileBytes = 64;  // bytes of a row: 16 sums or 16 pairs
+constexpr Index kTileBytes = 64;  // bytes of a row: 16 sums or 16 operands
 
 // out (16 x 16) = transpose of in.
 inline void transpose_16x16(const std::uint32_t* in, Index in_stride, std::uint32_t* out, Index out_stride) {
@@ -37,8 +37,15 @@ inline void transpose_16x16(const std::uint32_t* in, Index in_stride, std::uint3
 #endif
 }
 
-// Unit: static configure(), release(), and templates on tile numbers load<T>, store<T>, zero<T>, dot<Sum, A, B>.
-template <class Unit> struct TileKernel : PairOperand {
+struct TilePairs : PairOperand {
+  template <class Unit, int Sum, int A, int B> static void dot() { Unit::template dot<Sum, A, B>(); }
+};
+
+// Unit: static configure(), release(), and templates on tile numbers load<T>, store<T>, zero<T>, dot<Sum, A, B> (pairs
+// of bfloat16) and dot_bytes<Sum, A, B> (four signed bytes).
+template <class Unit, class Operands = TilePairs> struct TileKernel : Operands {
+  using typename Operands::Operand;
+  using typename Operands::Sum;
   static constexpr Index kBlockRows = 2 * kTileRows;
   static constexpr Index kPanel = 32;
   static constexpr Index kPanelUnit = kPanel;
@@ -54,15 +61,15 @@ template <class Unit> struct TileKernel : PairOperand {
   };
 
   template <Index RowStride>
-  static void run(Slice<Operand> a, Slice<Operand> b, Index depth, Index, const OutBlock<float>& out,
+  static void run(Slice<Operand> a, Slice<Operand> b, Index depth, Index, const OutBlock<Sum>& out,
                   const Ahead& ahead) {
     if (out.rows == kBlockRows && out.columns == kPanel) return run_full<RowStride>(a, b, depth, out, ahead);
     // Tiles have no masks: the edges of the output go through a full block.
-    alignas(64) float block[kBlockRows * kPanel];
+    alignas(64) Sum block[kBlockRows * kPanel];
     for (Index r = 0; out.accumulate && r < kBlockRows; ++r) {
       const Index columns = r < out.rows ? out.columns : 0;
       std::copy_n(out.data + (columns > 0 ? r * out.stride : 0), columns, block + r * kPanel);
-      std::fill(block + r * kPanel + columns, block + (r + 1) * kPanel, 0.0f);
+      std::fill(block + r * kPanel + columns, block + (r + 1) * kPanel, Sum{0});
     }
     run_full<RowStride>(a, b, depth, {block, kPanel, kBlockRows, kPanel, out.accumulate}, ahead);
     for (Index r = 0; r < out.rows; ++r) std::copy_n(block + r * kPanel, out.columns, out.data + r * out.stride);
@@ -71,7 +78,7 @@ template <class Unit> struct TileKernel : PairOperand {
  private:
   // Tiles 0 to 3: sums, row by row; 4 and 5: A; 6 and 7: B.
   template <Index RowStride>
-  static void run_full(Slice<Operand> a, Slice<Operand> b, Index depth, const OutBlock<float>& out,
+  static void run_full(Slice<Operand> a, Slice<Operand> b, Index depth, const OutBlock<Sum>& out,
                        const Ahead& ahead) {
     constexpr Index a_bytes = RowStride * Index{sizeof(Operand)};
     const Index b_bytes = b.stride * Index{sizeof(Operand)};
@@ -80,22 +87,22 @@ template <class Unit> struct TileKernel : PairOperand {
       for (Index p = 0; p < kTileRows; p += 4) prefetch(ahead, k + p);
       Unit::template load<4>(a.data + k, a_bytes);
       Unit::template load<6>(b.data, b_bytes);
-      Unit::template dot<0, 4, 6>();
+      Operands::template dot<Unit, 0, 4, 6>();
       Unit::template load<7>(b.data + 16, b_bytes);
-      Unit::template dot<1, 4, 7>();
+      Operands::template dot<Unit, 1, 4, 7>();
       Unit::template load<5>(a.data + kTileRows * RowStride + k, a_bytes);
-      Unit::template dot<2, 5, 6>();
-      Unit::template dot<3, 5, 7>();
+      Operands::template dot<Unit, 2, 5, 6>();
+      Operands::template dot<Unit, 3, 5, 7>();
     }
-    const Index bytes = out.stride * Index{sizeof(float)};
-    float* lower = out.data + kTileRows * out.stride;
+    const Index bytes = out.stride * Index{sizeof(Sum)};
+    Sum* lower = out.data + kTileRows * out.stride;
     Unit::template store<0>(out.data, bytes);
     Unit::template store<1>(out.data + 16, bytes);
     Unit::template store<2>(lower, bytes);
     Unit::template store<3>(lower + 16, bytes);
   }
 
-  static void start_sums(const OutBlock<float>& out) {
+  static void start_sums(const OutBlock<Sum>& out) {
     if (!out.accumulate) {
       Unit::template zero<0>();
       Unit::template zero<1>();
@@ -103,8 +110,8 @@ template <class Unit> struct TileKernel : PairOperand {
       Unit::template zero<3>();
       return;
     }
-    const Index bytes = out.stride * Index{sizeof(float)};
-    const float* lower = out.data + kTileRows * out.stride;
+    const Index bytes = out.stride * Index{sizeof(Sum)};
+    const Sum* lower = out.data + kTileRows * out.stride;
     Unit::template load<0>(out.data, bytes);
     Unit::template load<1>(out.data + 16, bytes);
     Unit::template load<2>(lower, bytes);

@@ -41,6 +41,20 @@ class EmulatedUnit {
     }
   }
 
+  template <int Sum, int A, int B> static void dot_bytes() {
+    static_assert(Sum != A && Sum != B && A != B, "the instruction wants three different tiles");
+    for (int m = 0; m < awp::kTileRows; ++m) {
+      for (int n = 0; n < awp::kTileRows; ++n) {
+        std::int32_t sum;
+        std::memcpy(&sum, &tile(Sum)[m][4 * n], sizeof sum);
+        for (int k = 0; k < awp::kTileBytes; ++k) {
+          sum += static_cast<std::int8_t>(tile(A)[m][k]) * static_cast<std::int8_t>(tile(B)[k / 4][4 * n + k % 4]);
+        }
+        std::memcpy(&tile(Sum)[m][4 * n], &sum, sizeof sum);
+      }
+    }
+  }
+
  private:
   using Tile = unsigned char[awp::kTileRows][awp::kTileBytes];
   static bool& ready() {
