@@ -95,12 +95,13 @@ def prune(
     if mask.any() and kept[0][0] > 0:
         seen = problem.damped(max(damping, 64 * float(np.finfo(problem.gram.dtype).eps)))
         scale = np.sqrt(conditional_variance(seen.gram, 1 - float(mask.mean()), engine=engine))
+        least = -64 * float(np.finfo(problem.gram.dtype).eps) * kept[0][0]  # what roundings make of an f of 0
         for found in _search(scaled(seen, scale), support, effort=effort, engine=engine):
             candidate = found / scale
-            measured = _measured(problem, candidate, engine=engine)
-            if 0 <= measured[0] < kept[-1][0]:
+            measured, slope = _measured(problem, candidate, engine=engine)
+            if least <= measured and max(measured, 0.0) < kept[-1][0]:
                 theta = candidate
-                kept.append(measured)
+                kept.append((max(measured, 0.0), slope))
     objectives, residuals = np.array(kept).T
     return Run(theta, kept[-1][0], objectives, residuals, len(kept) - 1, FIXED_POINT, Sparse(support))
 

@@ -135,3 +135,20 @@ def test_what_so_few_tokens_do_not_show_is_no_gain(tokens: int) -> None:
     )
     assert np.abs(found).max() < 100 * np.abs(weight).max()
     assert exact.objective(found.astype(np.float64)) <= exact.objective(wanda.astype(np.float64))
+
+
+@pytest.mark.parametrize("tokens", [2, 4, 8])
+def test_an_f_that_rounds_to_just_below_zero_counts_as_zero(tokens: int, backend: str) -> None:
+    """Few tokens leave so many weights free that the refit is exact; its f is what the roundings make of 0."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        inputs = rng.normal(size=(tokens, 64)) * np.exp(rng.normal(size=64))
+        exact = Problem(rng.normal(size=(16, 64)), inputs.T @ inputs / tokens)
+        weight, gram = exact.weight.astype(np.float32), exact.gram.astype(np.float32)
+        plus, alps = (
+            compress_layer(weight, gram, CompressSpec(sparsity=0.5, method=name), backend=backend)
+            for name in ("awp-plus", "alps")
+        )
+        reached = [exact.relative_error(found.theta.astype(np.float64)) for found in (plus, alps)]
+        assert reached[0] <= reached[1] + 64 * np.finfo(np.float32).eps
+        assert len(plus.objectives) > 1 and (plus.objectives >= 0).all()
