@@ -29,7 +29,7 @@ template <class T> struct Rows {
 template <class T> class Refit {
  public:
   Refit(View<const T> gram, const RefitOptions& options)
-      : options_(options), pool_(options.threads), scratch_(pool_.threads()), packed_(pack<T>(gram, pool_)),
+      : options_(options), pool_(options.threads, options.checkpoint), scratch_(pool_.threads()), packed_(pack<T>(gram, pool_)),
         inverse_(gram.cols) {
     for (std::size_t j = 0; j < gram.cols; ++j) {
       const T c = gram.row(j)[j];
@@ -57,7 +57,7 @@ template <class T> class Refit {
     for (std::size_t step = 0; step < options_.steps; ++step) {
       multiply_tile(direction, scratch.image.data(), rows.weight, scratch);
       for (std::size_t i = 0; i < rows.weight.rows; ++i) advance(rows, i, scratch);
-      if (thread == 0 && options_.checkpoint) options_.checkpoint();
+      pool_.check(thread);
     }
     for (std::size_t i = 0; i < rows.weight.rows; ++i) objectives[i] = objective(rows, i, scratch);
   }

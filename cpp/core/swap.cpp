@@ -354,11 +354,10 @@ template <class T> class RowSwap {
 }  // namespace
 
 template <class T> void swap(const SwapProblem<T>& problem, View<T> theta, const SwapOptions& options) {
-  ThreadPool pool(options.threads);
+  ThreadPool pool(options.threads, options.checkpoint);
   std::vector<RowSwap<T>> rows(pool.threads());
   pool.parallel_for(theta.rows, [&](std::size_t row, std::size_t thread) {
     rows[thread].run(problem, row, theta.row(row), options);
-    if (thread == 0 && options.checkpoint) options.checkpoint();
   });
 }
 

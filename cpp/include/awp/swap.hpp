@@ -1,9 +1,9 @@
 // Exact 1-swaps among the likeliest candidates of every row. Twin of awp_edge/solvers/swap.py.
 #pragma once
 #include <cstdint>
-#include <functional>
 
 #include "awp/matrix.hpp"
+#include "awp/parallel.hpp"
 
 namespace awp {
 
@@ -16,7 +16,7 @@ template <class T> struct SwapProblem {
 
 struct SwapOptions {
   std::size_t candidates, patience, threads;  // swaps made beyond the best point before a row ends there
-  std::function<void()> checkpoint;  // called by the calling thread between rows; may throw to stop the run
+  Checkpoint checkpoint;
 };
 
 // Overwrites theta, refitted on the mask, by the weight after the swaps.
