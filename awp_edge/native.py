@@ -140,7 +140,10 @@ def pgd(
 
 
 def inverse(matrix: Array, *, overwrite: bool = False, threads: int | None = None) -> Array:
-    """Return the inverse of a symmetric positive definite matrix, in its dtype and, where allowed, its memory."""
+    """Return the inverse of a symmetric positive definite matrix, in its dtype and, where allowed, its memory.
+
+    Ctrl-C stops it.
+    """
     out = np.ascontiguousarray(matrix) if overwrite else np.array(matrix, order="C")
     core().invert(out, thread_count(threads))
     return out
@@ -225,7 +228,7 @@ def swap(
 def cheapest_range(
     weight: Array, importance: Array, found: Candidates, *, threads: int | None = None
 ) -> NDArray[np.int32]:
-    """Return each group's candidate with the least weighted rounding error, (d_out, groups)."""
+    """Return each group's candidate with the least weighted rounding error, (d_out, groups); Ctrl-C stops it."""
     _require(weight.shape[1:], importance=importance)
     weight = np.ascontiguousarray(weight)
     importance = np.ascontiguousarray(importance, dtype=weight.dtype)[None]
@@ -238,7 +241,7 @@ def cheapest_range(
 
 
 def factor(gram: Array, order: Order, *, threads: int | None = None) -> Array:
-    """Return upper triangular U with C[o, o] = U U^T, computed in float64."""
+    """Return upper triangular U with C[o, o] = U U^T, computed in float64; Ctrl-C stops it."""
     upper = np.empty((len(order), len(order)), dtype=gram.dtype)
     core().factor(np.ascontiguousarray(gram), _columns(order), upper, thread_count(threads))
     return upper
@@ -247,7 +250,7 @@ def factor(gram: Array, order: Order, *, threads: int | None = None) -> Array:
 def nearest_plane(
     target: Array, upper: Array, order: Order, *, grid: BoundGrid, threads: int | None = None
 ) -> Array:
-    """Return the target rounded column by column, in an order of all columns."""
+    """Return the target rounded column by column, in an order of all columns; Ctrl-C stops it."""
     target, theta = np.ascontiguousarray(target), np.empty_like(target, order="C")
     if len(order) != target.shape[1]:
         raise ValueError(f"the order holds {len(order)} columns, but the target has {target.shape[1]}")
@@ -260,7 +263,7 @@ def nearest_plane(
 def masked_nearest_plane(
     problem: Problem, start: Array, mask: Mask, *, order: Order, grid: BoundGrid, threads: int | None = None
 ) -> Array:
-    """Return every row refitted on its mask and rounded there."""
+    """Return every row refitted on its mask and rounded there; Ctrl-C stops it."""
     _require(problem.shape, start=start, mask=mask)
     theta, matrices = (
         np.empty_like(problem.weight),
@@ -275,7 +278,7 @@ def descend(
     problem: Problem, theta: Array, grid: BoundGrid, *, mask: Mask | None = None, passes: int = PASSES,
     rescale: bool = True, threads: int | None = None,
 ) -> tuple[Array, BoundGrid]:  # fmt: skip
-    """Lower f by one code and one scale at a time; return theta and its grid, new arrays."""
+    """Lower f by one code and one scale at a time; return theta and its grid, new arrays. Ctrl-C stops it."""
     _require(problem.shape, theta=theta, mask=theta if mask is None else mask)
     theta = np.array(theta, dtype=problem.weight.dtype, order="C")
     scales = np.array(grid.scales, dtype=theta.dtype, order="C")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 from conftest import assert_same_bits, require_native
@@ -10,6 +16,7 @@ from strategies import DTYPES, make_weight
 from awp_edge import NM, IntGrid, Problem, RowSparse, Sparse, native
 from awp_edge.errors import AwpError
 from awp_edge.solvers.admm import LEFT_LIMIT, RIGHT_LIMIT
+from awp_edge.solvers.ranges import candidates
 from awp_edge.solvers.swap import Swaps
 
 
@@ -110,3 +117,61 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         )
     with pytest.raises(ValueError, match="d_in"):
         native.project(problem.weight, Sparse(NM(1, 3)))
+
+
+class AlarmError(Exception):
+    """Stands for Ctrl-C."""
+
+
+@contextmanager
+def alarms() -> Iterator[None]:
+    """Raise at the second of many alarms: one is seen behind a call, too, that does not look for any."""
+    seen: list[int] = []
+
+    def ring(number: int, _: object) -> None:
+        seen.append(number)
+        if len(seen) == 2:
+            raise AlarmError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def long_call(name: str) -> partial[Any]:
+    """Return a call of the core that takes some tenths of a second."""
+    d = 512
+    problem = Problem(make_weight("normal", (4096, d), "float32", seed=0), np.eye(d, dtype=np.float32))
+    weight, order, spec, matrix = problem.weight, np.arange(d), IntGrid(4, 64), np.eye(2400)
+    grid, mask = spec.fit(weight), np.ones(weight.shape, dtype=np.bool_)
+    match name:
+        case "nearest_plane":
+            return partial(native.nearest_plane, weight, problem.gram, order, grid=grid)
+        case "masked_nearest_plane":
+            return partial(native.masked_nearest_plane, problem, weight, mask, order=order, grid=grid)
+        case "descend":
+            return partial(native.descend, problem, grid.round(weight), grid, passes=100)
+        case "cheapest_range":
+            return partial(native.cheapest_range, weight, np.ones(d), candidates(spec, weight))
+        case "factor":
+            return partial(native.factor, matrix, np.arange(len(matrix)))
+        case "inverse":
+            return partial(native.inverse, matrix)
+        case _:
+            return partial(native.refit, problem, mask, weight, steps=2000)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "name",
+    ["nearest_plane", "masked_nearest_plane", "descend", "cheapest_range", "factor", "inverse", "refit"],
+)
+def test_a_signal_stops_long_calls(name: str, threads: int) -> None:
+    require_native()
+    call = long_call(name)
+    with pytest.raises(AlarmError), alarms():
+        call(threads=threads)

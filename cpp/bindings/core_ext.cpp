@@ -5,6 +5,8 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
+
 #include "awp/admm.hpp"
 #include "awp/cpu.hpp"
 #include "awp/inverse.hpp"
@@ -45,11 +47,6 @@ template <class F> void for_tiles(std::size_t rows, const Support& support, std:
   pool.parallel_for((rows + tile - 1) / tile, [&](std::size_t t, std::size_t) {
     f(t * tile, std::min(tile, rows - t * tile));
   });
-}
-
-void check_signals() {
-  const nb::gil_scoped_acquire locked;
-  if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 
 template <class T> void bind(nb::module_& m) {
@@ -104,7 +101,7 @@ template <class T> void bind(nb::module_& m) {
 
   m.def("invert", [](Out<T> matrix, std::size_t threads) {
     const nb::gil_scoped_release unlocked;
-    invert<T>(view(matrix), threads);
+    invert<T>(view(matrix), threads, check_signals);
   }, nb::arg("matrix").noconvert(), "threads"_a, "Overwrite a symmetric positive definite matrix by its inverse.");
 
   m.def("admm", [](In<T> weight, std::variant<In<T>, RoundedArrays<T>> matrix, Out<T> out, const Descriptor& support,
@@ -172,6 +169,17 @@ template <class P> void bind_products(nb::module_& m, const char* product_name, 
 }
 
 }  // namespace
+
+void awp::check_signals() {
+  // Rarely: another thread of the interpreter may take milliseconds to pass the lock on.
+  using Clock = std::chrono::steady_clock;
+  static thread_local Clock::time_point last;
+  const Clock::time_point now = Clock::now();
+  if (now - last < std::chrono::milliseconds(10)) return;
+  const nb::gil_scoped_acquire locked;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  last = Clock::now();
+}
 
 void awp::bind_core(nb::module_& m) {
   bind<float>(m);

@@ -24,20 +24,20 @@ template <class T> void bind(nb::module_& m) {
   m.def("cheapest_range", [](In<T> weight, In<T> importance, const GridArrays<T>& candidates, Out<std::int32_t> index,
                              std::size_t threads) {
     const nb::gil_scoped_release unlocked;
-    cheapest_range<T>(view(weight), view(importance), grid_of<T>(candidates), view(index), threads);
+    cheapest_range<T>(view(weight), view(importance), grid_of<T>(candidates), view(index), threads, check_signals);
   }, nb::arg("weight").noconvert(), nb::arg("importance").noconvert(), "candidates"_a, nb::arg("index").noconvert(),
   "threads"_a, "Write the number of every group's cheapest candidate.");
 
   m.def("factor", [](In<T> gram, const Columns& order, Out<T> upper, std::size_t threads) {
     const nb::gil_scoped_release unlocked;
-    factor<T>(view(gram), order_of(order), view(upper), threads);
+    factor<T>(view(gram), order_of(order), view(upper), threads, check_signals);
   }, nb::arg("gram").noconvert(), "order"_a, nb::arg("upper").noconvert(), "threads"_a,
   "Write U with C[o, o] = U U^T.");
 
   m.def("nearest_plane", [](In<T> target, In<T> upper, const Columns& order, const GridArrays<T>& grid, Out<T> theta,
                             std::size_t threads) {
     const nb::gil_scoped_release unlocked;
-    nearest_plane<T>(view(target), view(upper), order_of(order), grid_of<T>(grid), view(theta), threads);
+    nearest_plane<T>(view(target), view(upper), order_of(order), grid_of<T>(grid), view(theta), threads, check_signals);
   }, nb::arg("target").noconvert(), nb::arg("upper").noconvert(), "order"_a, "grid"_a, nb::arg("theta").noconvert(),
   "threads"_a, "Write the target rounded column by column.");
 
@@ -45,7 +45,7 @@ template <class T> void bind(nb::module_& m) {
                                    const GridArrays<T>& grid, Out<T> theta, std::size_t threads) {
     const nb::gil_scoped_release unlocked;
     masked_nearest_plane<T>({view(weight), view(gram)}, view(start), mask_of(mask), order_of(order), grid_of<T>(grid),
-                            view(theta), threads);
+                            view(theta), threads, check_signals);
   }, nb::arg("weight").noconvert(), nb::arg("gram").noconvert(), nb::arg("start").noconvert(),
   nb::arg("mask").noconvert(), "order"_a, "grid"_a, nb::arg("theta").noconvert(), "threads"_a,
   "Write the rows refitted on the mask and rounded there.");
@@ -54,7 +54,7 @@ template <class T> void bind(nb::module_& m) {
                       const std::optional<In<bool>>& mask, std::size_t passes, bool rescale, bool half_scales,
                       std::size_t threads) {
     const nb::gil_scoped_release unlocked;
-    const DescentOptions options{passes, rescale, half_scales, threads};
+    const DescentOptions options{passes, rescale, half_scales, threads, check_signals};
     descend<T>({view(weight), view(gram)}, view(theta), view(scales), grid_of<T>(grid), mask_of(mask), options);
   }, nb::arg("weight").noconvert(), nb::arg("gram").noconvert(), nb::arg("theta").noconvert(),
   nb::arg("scales").noconvert(), "grid"_a, nb::arg("mask").none(), nb::kw_only(), "passes"_a, "rescale"_a,

@@ -40,7 +40,7 @@ template <class T> class DescentTile {
         residual_(kTileRows * theta.cols), gradient_(residual_.size()), pull_(residual_.size()),
         steps_(kTileRows * grid.group_size) {}
 
-  void run(std::size_t first, std::size_t count) {
+  void run(std::size_t first, std::size_t count, const ThreadPool& pool, std::size_t thread) {
     rows_.resize(count);
     for (std::size_t r = 0; r < count; ++r) rows_[r] = first + r;
     for (std::size_t pass = 0; pass < options_.passes && !rows_.empty(); ++pass) {
@@ -53,6 +53,7 @@ template <class T> class DescentTile {
       for (std::size_t r = 0; r < rows_.size(); ++r)
         if (changed_[r]) rows_[left++] = rows_[r];
       rows_.resize(left);
+      pool.check(thread);
     }
   }
 
@@ -141,13 +142,13 @@ template <class T> class DescentTile {
 template <class T>
 void descend(const LayerProblem<T>& problem, View<T> theta, View<T> scales, const Grid<T>& grid, Mask mask,
              const DescentOptions& options) {
-  ThreadPool pool(options.threads);
+  ThreadPool pool(options.threads, options.checkpoint);
   const PackedGram<T> packed(problem.gram, grid.group_size, options.rescale, pool);
   std::vector<DescentTile<T>> tiles;
   for (std::size_t t = 0; t < pool.threads(); ++t)
     tiles.emplace_back(problem, packed, theta, scales, grid, mask, options);
   pool.parallel_for((theta.rows + kTileRows - 1) / kTileRows, [&](std::size_t tile, std::size_t thread) {
-    tiles[thread].run(tile * kTileRows, std::min(kTileRows, theta.rows - tile * kTileRows));
+    tiles[thread].run(tile * kTileRows, std::min(kTileRows, theta.rows - tile * kTileRows), pool, thread);
   });
 }
 

@@ -17,7 +17,8 @@ constexpr std::size_t kWidest = 4 * kTile;  // columns of the inverse that a tas
 // All in place, tile by tile: what stands above the diagonal does not matter until the inverse is mirrored there.
 template <class T> class Inversion {
  public:
-  Inversion(View<T> a, std::size_t threads) : a_(a), n_(a.rows), pool_(threads), scratch_(pool_.threads()) {}
+  Inversion(View<T> a, std::size_t threads, const Checkpoint& checkpoint)
+      : a_(a), n_(a.rows), pool_(threads, checkpoint), scratch_(pool_.threads()) {}
 
   void run() {
     for (std::size_t tile = 0; tile < tiles(); ++tile) factor(tile);
@@ -159,11 +160,11 @@ template <class T> class Inversion {
 
 }  // namespace
 
-template <class T> void invert(View<T> a, std::size_t threads) {
-  Inversion<T>(a, threads).run();
+template <class T> void invert(View<T> a, std::size_t threads, const Checkpoint& checkpoint) {
+  Inversion<T>(a, threads, checkpoint).run();
 }
 
-template void invert(View<float>, std::size_t);
-template void invert(View<double>, std::size_t);
+template void invert(View<float>, std::size_t, const Checkpoint&);
+template void invert(View<double>, std::size_t, const Checkpoint&);
 
 }  // namespace awp

@@ -123,10 +123,11 @@ template <class T> struct MaskedRow {
 
 }  // namespace
 
-template <class T> void factor(View<const T> gram, const Order& order, View<T> upper, std::size_t threads) {
+template <class T>
+void factor(View<const T> gram, const Order& order, View<T> upper, std::size_t threads, const Checkpoint& checkpoint) {
   // Of the matrix read backwards: its factor, turned over, has the rows that nearest plane wants.
   const std::size_t k = order.size();
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, checkpoint);
   std::vector<double> backwards(k * k);
   pool.parallel_for(k, [&](std::size_t a, std::size_t) {
     for (std::size_t b = a; b < k; ++b) backwards[a * k + b] = gram.row(order[k - 1 - a])[order[k - 1 - b]];
@@ -139,12 +140,12 @@ template <class T> void factor(View<const T> gram, const Order& order, View<T> u
 
 template <class T>
 void nearest_plane(View<const T> target, View<const T> upper, const Order& order, const Grid<T>& grid, View<T> theta,
-                   std::size_t threads) {
+                   std::size_t threads, const Checkpoint& checkpoint) {
   const std::size_t d = order.size(), tiles = (target.rows + kTileRows - 1) / kTileRows;
   std::vector<T> lower(d * d);
   for (std::size_t i = 0; i < d; ++i)
     for (std::size_t j = i; j < d; ++j) lower[j * d + i] = upper.row(i)[j];
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, checkpoint);
   std::vector<DenseTile<T>> scratch;
   for (std::size_t t = 0; t < pool.threads(); ++t) scratch.emplace_back(View<const T>{lower.data(), d, d}, order, grid);
   pool.parallel_for(tiles, [&](std::size_t tile, std::size_t thread) {
@@ -155,12 +156,13 @@ void nearest_plane(View<const T> target, View<const T> upper, const Order& order
 
 template <class T>
 void masked_nearest_plane(const LayerProblem<T>& problem, View<const T> start, Mask mask, const Order& order,
-                          const Grid<T>& grid, View<T> theta, std::size_t threads) {
+                          const Grid<T>& grid, View<T> theta, std::size_t threads,
+                          const Checkpoint& checkpoint) {
   std::vector<T> residual(start.size()), gradient(start.size());
   for (std::size_t j = 0; j < start.size(); ++j) residual[j] = start.data[j] - problem.weight.data[j];
   product<T>({residual.data(), start.rows, start.cols}, problem.gram, {gradient.data(), start.rows, start.cols}, threads);
   std::fill_n(theta.data, theta.size(), T(0));
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, checkpoint);
   std::vector<MaskedRow<T>> scratch(pool.threads());
   pool.parallel_for(start.rows, [&](std::size_t row, std::size_t thread) {
     MaskedRow<T>& part = scratch[thread];
@@ -171,10 +173,11 @@ void masked_nearest_plane(const LayerProblem<T>& problem, View<const T> start, M
 }
 
 #define AWP_INSTANTIATE(T)                                                                                          \
-  template void factor(View<const T>, const Order&, View<T>, std::size_t);                                           \
-  template void nearest_plane(View<const T>, View<const T>, const Order&, const Grid<T>&, View<T>, std::size_t);     \
-  template void masked_nearest_plane(const LayerProblem<T>&, View<const T>, Mask, const Order&, const Grid<T>&, View<T>, \
-                                     std::size_t);
+  template void factor(View<const T>, const Order&, View<T>, std::size_t, const Checkpoint&);                        \
+  template void nearest_plane(View<const T>, View<const T>, const Order&, const Grid<T>&, View<T>, std::size_t,      \
+                              const Checkpoint&);                                                                    \
+  template void masked_nearest_plane(const LayerProblem<T>&, View<const T>, Mask, const Order&, const Grid<T>&,      \
+                                     View<T>, std::size_t, const Checkpoint&);
 AWP_INSTANTIATE(float)
 AWP_INSTANTIATE(double)
 #undef AWP_INSTANTIATE

@@ -32,9 +32,9 @@ template <class T> struct Contest {
 
 template <class T>
 void cheapest_range(View<const T> weight, View<const T> importance, const Grid<T>& candidates,
-                    View<std::int32_t> index, std::size_t threads) {
+                    View<std::int32_t> index, std::size_t threads, const Checkpoint& checkpoint) {
   const std::size_t count = candidates.scales.rows / weight.rows;
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, checkpoint);
   std::vector<Contest<T>> contests(pool.threads(), Contest<T>(count));
   pool.parallel_for(weight.rows, [&](std::size_t row, std::size_t thread) {
     Contest<T>& contest = contests[thread];
@@ -51,8 +51,9 @@ void cheapest_range(View<const T> weight, View<const T> importance, const Grid<T
   });
 }
 
-template void cheapest_range(View<const float>, View<const float>, const Grid<float>&, View<std::int32_t>, std::size_t);
+template void cheapest_range(View<const float>, View<const float>, const Grid<float>&, View<std::int32_t>, std::size_t,
+                             const Checkpoint&);
 template void cheapest_range(View<const double>, View<const double>, const Grid<double>&, View<std::int32_t>,
-                             std::size_t);
+                             std::size_t, const Checkpoint&);
 
 }  // namespace awp

@@ -1,6 +1,7 @@
 // Inverses of symmetric positive definite matrices.
 #pragma once
 #include "awp/matrix.hpp"
+#include "awp/parallel.hpp"
 
 namespace awp {
 
@@ -8,6 +9,6 @@ namespace awp {
 // the condition number allows, where inverting blocks by their Schur complements loses that number once more.
 // Cost about n^3 / 2 multiply-adds, all but the diagonal blocks in products of fixed tiles, spread over the threads; no
 // second matrix.
-template <class T> void invert(View<T> a, std::size_t threads);
+template <class T> void invert(View<T> a, std::size_t threads, const Checkpoint& checkpoint = {});
 
 }  // namespace awp
