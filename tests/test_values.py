@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from oracles import exact_code, fitted_group, grid_values
 from strategies import DTYPES, grids, shapes, weights
 
-from awp_edge import IntGrid
+from awp_edge import Dense, IntGrid, Sparse
+from awp_edge.backend import resolve
 from awp_edge.constraints import BITS, BoundGrid
 
 
@@ -101,3 +102,16 @@ def test_half_scales_change_the_codes_too() -> None:
     assert exact.scales[0, 0] != half.scales[0, 0]
     np.testing.assert_allclose(half.scales, exact.scales, rtol=2**-11)
     np.testing.assert_array_equal(half.round(weight), half.encode(weight) * half.scales)
+
+
+def test_zeros_of_another_shape_than_the_scales_are_refused(backend: str) -> None:
+    weight, engine = np.ones((4, 8)), resolve(backend)
+    grid = IntGrid(4, 4).fit(weight)
+    for zeros in (grid.zeros[:1], grid.zeros[:, :1], grid.zeros[0]):
+        other = BoundGrid(grid.spec, grid.scales, zeros)
+        for refused in (
+            lambda grid=other: engine.encode(grid, weight),
+            lambda grid=other: engine.project(Sparse(Dense(), grid), weight),
+        ):
+            with pytest.raises(ValueError, match=r"zeros of shape .*, but scales of \(4, 2\)"):
+                refused()

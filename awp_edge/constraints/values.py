@@ -141,10 +141,14 @@ class BoundGrid:
         return (np.clip(steps + zero, 0, self.spec.top) - zero) * scale
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError for a matrix of another shape than the fitted one."""
+        """Raise ValueError for a matrix of another shape than the fitted one, or zero points of another than scales."""
         expected = (self.scales.shape[0], self.scales.shape[1] * self.spec.group_size)
         if shape != expected:
             raise ValueError(f"the grid was fitted to a {expected} matrix, got {shape}")
+        if self.zeros.shape != self.scales.shape:
+            raise ValueError(
+                f"the grid has zeros of shape {self.zeros.shape}, but scales of {self.scales.shape}: give one a scale"
+            )
 
     def _grouped(self, matrix: NDArray[np.generic]) -> NDArray[np.generic]:
         self.check(matrix.shape)
