@@ -143,10 +143,12 @@ def inverse(matrix: Array, *, overwrite: bool = False, threads: int | None = Non
     """Return the inverse of a symmetric positive definite matrix, in its dtype and, where allowed, its memory.
 
     Ctrl-C stops it.
+
+    Raises: LinAlgError where the matrix is so far from definite that the result is not finite.
     """
     out = np.ascontiguousarray(matrix) if overwrite else np.array(matrix, order="C")
     core().invert(out, thread_count(threads))
-    return out
+    return _finite(out)
 
 
 def admm(
@@ -241,10 +243,13 @@ def cheapest_range(
 
 
 def factor(gram: Array, order: Order, *, threads: int | None = None) -> Array:
-    """Return upper triangular U with C[o, o] = U U^T, computed in float64; Ctrl-C stops it."""
+    """Return upper triangular U with C[o, o] = U U^T, computed in float64; Ctrl-C stops it.
+
+    Raises: LinAlgError as `inverse`.
+    """
     upper = np.empty((len(order), len(order)), dtype=gram.dtype)
     core().factor(np.ascontiguousarray(gram), _columns(order), upper, thread_count(threads))
-    return upper
+    return _finite(upper)
 
 
 def nearest_plane(
@@ -372,6 +377,12 @@ def _require(shape: tuple[int, ...], **arrays: NDArray[Any]) -> None:
     for name, array in arrays.items():
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, not {shape}")
+
+
+def _finite(matrix: Array) -> Array:
+    if not all(np.isfinite(row).all() for row in matrix):  # a mask of the whole would take memory
+        raise np.linalg.LinAlgError("Matrix is not positive definite")
+    return matrix
 
 
 def _shape(z: Array) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,16 @@ def test_factors_agree(isa: str, d: int) -> None:
 def test_an_indefinite_matrix_gives_a_finite_factor(isa: str) -> None:
     gram = np.ones((60, 60), dtype=np.float32)  # rank 1: every later pivot is rounding error
     assert np.isfinite(native.factor(gram, np.arange(60))).all()
+
+
+def test_a_matrix_without_a_finite_factor_is_refused(backend: str) -> None:
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(96, 96)))[0]
+    gram = (basis * np.linspace(-1, 1, 96)) @ basis.T
+    with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
+        resolve(backend).factor(gram, np.arange(96))
+    if backend == "native":
+        with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
+            native.inverse(gram)
 
 
 def plain_nearest_plane(problem: Problem, grid: BoundGrid, order: np.ndarray) -> np.ndarray:
@@ -342,3 +353,19 @@ def test_backends_end_equally_good(isa: str, gram: str) -> None:
 def test_real_values_are_refused() -> None:
     with pytest.raises(ValueError, match="integer grid"):
         quantize(layer(), Sparse(Dense(), Reals()), engine=REFERENCE)
+
+
+class Failing(NumpyBackend):
+    """Rounds the first row to nothing finite."""
+
+    def nearest_plane(self, *parts: Any, **options: Any) -> np.ndarray:
+        theta = super().nearest_plane(*parts, **options)
+        theta[0] = np.nan
+        return theta
+
+
+def test_a_row_that_comes_to_nothing_finite_keeps_its_point_and_its_f() -> None:
+    problem = layer()
+    run = quantize(problem, Sparse(Dense(), IntGrid(4, 32)), engine=Failing())
+    assert np.isfinite(run.theta).all()
+    assert run.objective == pytest.approx(problem.objective(run.theta))

@@ -186,7 +186,10 @@ class _Quantizer:
                     (other.grid.zeros, best.grid.zeros),
                 )
             )
-            rows, slopes = np.minimum(other.rows, best.rows), np.where(better, other.slopes, best.slopes)
+            rows, slopes = (
+                np.where(better, other.rows, best.rows),
+                np.where(better, other.slopes, best.slopes),
+            )
             best = _Point(theta, BoundGrid(self._spec, scales, zeros), rows, slopes)
         return best
 
