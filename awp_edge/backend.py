@@ -214,8 +214,8 @@ class NativeBackend:
         return native.low_rank(problem.weight, problem.gram, constraint.rank)
 
     def pgd(self, problem: Problem, constraint: Sparse, start: Array, *, method: Pgd, stop: Stop) -> Run:
-        """Run projected gradient descent: fused in the core, or step by step where the grid is refitted."""
-        if method.refit:
+        """Run projected gradient descent: fused in the core, or step by step where the grid is refitted or mixed."""
+        if method.refit or native.mixed(constraint, problem.weight):
             return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
         return native.pgd(problem, constraint, start, method=method, stop=stop, threads=self.threads)
 

@@ -99,11 +99,16 @@ def project(z: Array, constraint: Sparse, *, threads: int | None = None) -> Arra
     z = np.ascontiguousarray(z)
     constraint.support.check(_shape(z))
     values = constraint.rounder()
-    if isinstance(values, BoundGrid) and values.scales.dtype != z.dtype:
-        return constraint.project(z)  # mixed precision has no twin
+    if mixed(constraint, z):
+        return constraint.project(z)
     out = np.empty_like(z)
     core().project(z, out, constraint.support.descriptor(), _grid_parts(values, z), thread_count(threads))
     return out
+
+
+def mixed(constraint: Sparse, z: Array) -> bool:
+    """Return whether a grid's scales have another dtype than what is rounded to it, which has no twin."""
+    return isinstance(constraint.values, BoundGrid) and constraint.values.scales.dtype != z.dtype
 
 
 def pgd(

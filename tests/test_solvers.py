@@ -357,3 +357,12 @@ def test_refitting_the_grid_leaves_round_to_nearest_where_a_frozen_grid_does_not
     grid = BoundGrid(spec, refitted.encoding.scales, refitted.encoding.zeros)
     assert np.array_equal(grid.decode(refitted.encoding.codes), refitted.theta)
     assert np.count_nonzero(refitted.theta, axis=1).max() <= kept
+
+
+def test_a_grid_of_another_precision_than_the_weights_holds_what_is_found(backend: str) -> None:
+    weight = make_weight("normal", (6, 32), "float32", seed=0)
+    grid = IntGrid(4, 8).fit(weight.astype(np.float64))
+    problem, constraint = Problem(weight, np.eye(32, dtype=np.float32)), Sparse(RowSparse(12), grid)
+    found = solve(problem, constraint, stop=Stop(8), backend=backend)
+    assert constraint.contains(found.theta)
+    assert found.objective == pytest.approx(problem.objective(found.theta), rel=1e-5)
