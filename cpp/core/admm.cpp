@@ -48,7 +48,7 @@ template <class T> class Splitting {
  public:
   Splitting(View<const T> weight, const std::variant<View<const T>, RoundedMatrix<T>>& matrix,
             const AdmmOptions& options)
-      : weight_(weight), options_(options), set_{options.support, std::nullopt}, pool_(options.threads),
+      : weight_(weight), options_(options), set_{options.support, std::nullopt}, pool_(options.threads, options.checkpoint),
         scratch_(pool_.threads()), rounded_(std::get_if<RoundedMatrix<T>>(&matrix)) {
     if (rounded_) {
       codes_ = pack<std::int8_t>(rounded_->codes, pool_);
@@ -79,7 +79,7 @@ template <class T> class Splitting {
       project<T>(set_, {v, weight.rows, weight.cols}, z, first, scratch.project, hints.data());
       if (last) break;
       advance(weight, z.data, relaxation(step), scratch);
-      if (thread == 0 && options_.checkpoint) options_.checkpoint();
+      pool_.check(thread);
     }
   }
 

@@ -17,7 +17,7 @@ constexpr int kSpins = 2000;  // some ten microseconds: iterations follow each o
 constexpr std::chrono::milliseconds kPatience{20};  // between two calls of the checkpoint by a thread that waits
 
 struct Cancelled {};
-}
+}  // namespace
 
 struct ThreadPool::State {
   std::mutex mutex;

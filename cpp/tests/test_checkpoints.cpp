@@ -53,6 +53,9 @@ template <class T> struct Case {
 
 template <class T> void test_supports() {
   Case<T> c;
+  check_stops("search", [&](std::size_t threads, const Checkpoint& stop) {
+    admm<T>(c.weight(), c.gram(), {RowSparse{{kSize / 2}}, 3, 2.0, 0.2, threads, stop}, c.theta());
+  });
   check_stops("refit", [&](std::size_t threads, const Checkpoint& stop) {
     refit<T>(c.weight(), c.gram(), c.inside(), c.theta(), c.rows.data(), {1, threads, stop});
   });

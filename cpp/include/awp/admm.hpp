@@ -2,11 +2,11 @@
 // refit.py. Rows share nothing but C: a tile of rows runs all its steps on its own.
 #pragma once
 #include <cstdint>
-#include <functional>
 #include <variant>
 #include <vector>
 
 #include "awp/gemm.hpp"
+#include "awp/parallel.hpp"
 #include "awp/project.hpp"
 
 namespace awp {
@@ -16,7 +16,7 @@ struct AdmmOptions {
   std::size_t steps;                 // selections made; one product less
   double first_relaxation, last_relaxation;  // the length of the first and of the last move, in between by equal parts
   std::size_t threads;
-  std::function<void()> checkpoint;  // called by the calling thread after its steps; may throw to stop the run
+  Checkpoint checkpoint;  // called by the calling thread after its steps, too
 };
 
 // A square matrix M as codes * scale (by column) + diag(diagonal), the codes within +-kRightLimit. A row times M is
@@ -35,7 +35,7 @@ void admm(View<const T> weight, const std::variant<View<const T>, RoundedMatrix<
 
 struct RefitOptions {
   std::size_t steps, threads;
-  std::function<void()> checkpoint;
+  Checkpoint checkpoint;
 };
 
 // Minimises f over the weights inside the mask by conjugate gradients, every row for itself, preconditioned by the
