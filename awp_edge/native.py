@@ -157,13 +157,8 @@ def inverse(matrix: Array, *, overwrite: bool = False, threads: int | None = Non
 
 
 def admm(
-    problem: Problem,
-    support: Support,
-    matrix: Array | RoundedMatrix,
-    *,
-    method: Admm,
-    threads: int | None = None,
-) -> Array:
+    problem: Problem, support: Support, matrix: Array | RoundedMatrix, *, method: Admm, threads: int | None = None
+) -> Array:  # fmt: skip
     """Return the sparse end of a splitting run by a proximal map; Ctrl-C stops it."""
     support.check(problem.shape)
     out = np.empty_like(problem.weight)
@@ -310,11 +305,7 @@ def low_rank(weight: Array, gram: Array, rank: int) -> tuple[Array, Array]:
 
 
 def product(a: Array, b: Array, *, products: str = "float32", threads: int | None = None) -> Array:
-    """Return a @ b.
-
-    products="bfloat16" rounds float32 operands to bfloat16 and adds in float32; "int8" takes int8 within the limits of
-    `solvers.admm` and returns int32.
-    """
+    """Return a @ b; bfloat16 rounds float32 factors and adds in float32, int8 (limits: `solvers.admm`) in int32."""
     if a.shape[1] != b.shape[0]:
         raise ValueError(f"a has {a.shape[1]} columns, but b has {b.shape[0]} rows")
     functions = {"bfloat16": core().product_bfloat16, "int8": core().product_int8}
