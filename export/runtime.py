@@ -134,7 +134,11 @@ class EdgeModel:
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             raise AwpError(f"{self.folder} has no tokenizer.json; export the model again with its tokenizer")
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
+        # Some models store these for training: a whole text would be cut after a few tokens.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     @cached_property
     def _session(self) -> Any:

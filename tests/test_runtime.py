@@ -1,0 +1,46 @@
+"""An edge folder in use: its tokenizer, timings, what a user may edit, and what is found damaged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime_genai")
+pytest.importorskip("transformers")
+pytest.importorskip("onnx_ir")
+
+import tiny_models  # noqa: E402
+from awp_edge.export.package import export_model  # noqa: E402
+from awp_edge.export.runtime import EdgeModel  # noqa: E402
+
+from awp_edge.storage import read_json, write_json  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    return export_model(tiny_models.build("llama", folder / "model"), folder / "edge").folder
+
+
+@pytest.fixture
+def edge(exported: Path, tmp_path: Path) -> Path:
+    """A folder to edit."""
+    return Path(shutil.copytree(exported, tmp_path / "edge"))
+
+
+def test_the_whole_text_is_encoded_whatever_the_tokenizer_was_saved_with(edge: Path) -> None:
+    text = "the river " * 20
+    tokens = EdgeModel(edge).encode(text)
+    saved = read_json(edge / "tokenizer.json")
+    truncation = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 512}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 257,
+               "pad_type_id": 0, "pad_token": "</s>"}  # fmt: skip
+    write_json(edge / "tokenizer.json", {**saved, "truncation": truncation, "padding": padding})
+    manifest = read_json(edge / "manifest.json")
+    manifest["files"]["tokenizer.json"]["bytes"] = (edge / "tokenizer.json").stat().st_size
+    write_json(edge / "manifest.json", manifest)
+    assert len(tokens) == len(text)
+    np.testing.assert_array_equal(EdgeModel(edge).encode(text), tokens)
