@@ -16,7 +16,6 @@ from ..errors import AwpError
 from ..models import WEIGHTS_FILE
 from ..storage import TensorFile, read_json, write_json
 from .graph import (
-    CONFIG_FILE,
     DATA_FILE,
     GRAPH_FILE,
     Matches,
@@ -29,6 +28,7 @@ from .graph import (
 from .head import pack_head
 from .hf import write_hf
 from .library import LIBRARY, require_library
+from .manifest import CONFIG_FILE
 from .packing import PackedLinear, concatenate
 from .passes import FactorMatMuls, PackMatMuls, SparseMatMuls, TieEmbedding
 from .passes.common import name_of

@@ -21,7 +21,6 @@ from .passes.common import array_of, name_of
 BUILDER = "onnxruntime_genai.models.builder"
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-CONFIG_FILE = "genai_config.json"
 
 _BLOCK = re.compile(r"layers[./](\d+)[./]")
 Floats = NDArray[np.float32]

@@ -1,4 +1,7 @@
-"""The manifest of an edge folder: what it was made from, and the SHA-256 of every file."""
+"""The manifest of an edge folder: what it was made from, and the SHA-256 of every file.
+
+The runtime's configuration is there to be edited, by users and by tools for a device: it may differ.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from ..errors import AwpError
 from ..storage import file_sha256, read_json, write_json
 
 MANIFEST_FILE = "manifest.json"
+CONFIG_FILE = "genai_config.json"
 SCHEMA_VERSION = 1
 _PACKAGES = ("awp-edge", "onnxruntime", "onnxruntime-genai", "onnx-ir", "transformers", "torch")
 
@@ -33,7 +37,7 @@ def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check manifest.json; every file must be there with its size.
+    """Read and check manifest.json; every file must be there with its size, but for the configuration's.
 
     Raises:
         AwpError: no edge folder, another schema version, or a file that is missing or cut short.
@@ -54,7 +58,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     for name, facts in manifest["files"].items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if size != facts.get("bytes"):
+        if size != facts.get("bytes") and (size is None or name != CONFIG_FILE):
             raise AwpError(
                 f"{folder / name} has {size} bytes, the manifest says {facts.get('bytes')}; copy it again"
             )
@@ -62,13 +66,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """Read every file of an edge folder and compare its SHA-256.
+    """Read every file of an edge folder but its configuration and compare the SHA-256.
 
     Raises:
         AwpError: naming the first file that differs.
     """
     for name, facts in read_manifest(folder)["files"].items():
-        if file_sha256(folder / name) != facts.get("sha256"):
+        if name != CONFIG_FILE and file_sha256(folder / name) != facts.get("sha256"):
             raise AwpError(
                 f"{folder / name} differs from the manifest's SHA-256; copy it again or export the model again"
             )

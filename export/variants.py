@@ -14,9 +14,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from ..constraints import IntGrid
 from ..storage import read_json, write_json
 from .check import read_packed
-from .graph import CONFIG_FILE, DATA_FILE, GRAPH_FILE, block_of
+from .graph import DATA_FILE, GRAPH_FILE, block_of
 from .library import LIBRARY
-from .manifest import MANIFEST_FILE, read_manifest, write_manifest
+from .manifest import CONFIG_FILE, MANIFEST_FILE, read_manifest, write_manifest
 from .packing import BLOCK_SIZES, PackedLinear, pack_linear
 from .passes.common import add_initializer, name_of, replace_node
 from .passes.pack import DOMAIN, pack_initializers

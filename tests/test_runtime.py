@@ -12,11 +12,13 @@ pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("transformers")
 pytest.importorskip("onnx_ir")
 
-import tiny_models  # noqa: E402
-from awp_edge.export.package import export_model  # noqa: E402
-from awp_edge.export.runtime import EdgeModel  # noqa: E402
+import tiny_models
+from awp_edge.export.manifest import verify
+from awp_edge.export.package import export_model
+from awp_edge.export.runtime import EdgeModel
 
-from awp_edge.storage import read_json, write_json  # noqa: E402
+from awp_edge.errors import AwpError
+from awp_edge.storage import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +46,15 @@ def test_the_whole_text_is_encoded_whatever_the_tokenizer_was_saved_with(edge: P
     write_json(edge / "manifest.json", manifest)
     assert len(tokens) == len(text)
     np.testing.assert_array_equal(EdgeModel(edge).encode(text), tokens)
+
+
+def test_the_configuration_may_be_edited(edge: Path) -> None:
+    """As the documentation says for devices with other numbers of cores."""
+    config = read_json(edge / "genai_config.json")
+    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 2
+    write_json(edge / "genai_config.json", config)
+    assert len(EdgeModel(edge).generate("the", max_tokens=2)) > 0
+    verify(edge)
+    (edge / "genai_config.json").unlink()
+    with pytest.raises(AwpError, match=r"genai_config\.json has None bytes"):
+        EdgeModel(edge)
