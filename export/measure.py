@@ -129,7 +129,7 @@ def serve(asked: dict[str, Any], commands: Iterable[str], answers: TextIO) -> No
         np.random.default_rng(0).integers(0, asked["vocab_size"], asked["prompt_tokens"]).astype(np.int32)
     )
     # First touches of weights and buffers are not what is measured, nor sparse operators that still try both forms.
-    one_run(model, prompt, tokens=8)
+    one_run(model, prompt, tokens=min(8, asked["tokens"]))
     answer(loaded)
     for command in commands:
         if command.strip() != "run":

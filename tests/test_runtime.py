@@ -58,3 +58,14 @@ def test_the_configuration_may_be_edited(edge: Path) -> None:
     (edge / "genai_config.json").unlink()
     with pytest.raises(AwpError, match=r"genai_config\.json has None bytes"):
         EdgeModel(edge)
+
+
+def test_bench_measures_in_a_process_of_its_own(exported: Path) -> None:
+    """Also where prompt and tokens fill the context: the run that warms up is no longer than those measured."""
+    model = EdgeModel(exported, threads=1)
+    measured = model.bench(prompt_tokens=124, tokens=4, repeats=1)
+    assert measured["bytes"] == model.n_bytes and measured["threads"] == 1
+    assert min(measured[f"{part}_tokens_per_second"] for part in ("decode", "prefill")) > 0
+    assert 0 < measured["time_to_first_token_s"] < 10 and measured["peak_memory_bytes"] > 1e7
+    with pytest.raises(AwpError, match="more than the context of 128"):
+        model.bench(prompt_tokens=100, tokens=29)
