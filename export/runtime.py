@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AwpError
-from .manifest import read_manifest
+from ..storage import read_json
+from .manifest import CONFIG_FILE, read_manifest
 
 CHUNK = 256
+_CONFIG_KEYS = ("context_length", "vocab_size", "decoder")
 _SESSION_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -46,8 +48,14 @@ class EdgeModel:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Return genai_config.json."""
-        return dict(json.loads((self.folder / "genai_config.json").read_text(encoding="utf-8")))
+        """Return genai_config.json. Raises: AwpError where it is damaged."""
+        path = self.folder / CONFIG_FILE
+        found = read_json(path)
+        model = found.get("model") if isinstance(found, dict) else None
+        missing = [key for key in _CONFIG_KEYS if not isinstance(model, dict) or key not in model]
+        if missing:
+            raise AwpError(f"{path} lacks model.{missing[0]}; restore it or export the model again")
+        return dict(found)
 
     @property
     def context_length(self) -> int:
@@ -103,13 +111,12 @@ class EdgeModel:
         Raises:
             AwpError: an empty prompt, or one that leaves no room in the context.
         """
-        genai, model = self._genai, self._genai_model
-        tokenizer = genai.Tokenizer(model)
+        context, tokenizer = self.context_length, self._genai_tokenizer
         text = _chat(tokenizer, prompt) if chat else prompt
         tokens = tokenizer.encode(text)
-        room = min(max_tokens, self.context_length - len(tokens))
+        room = min(max_tokens, context - len(tokens))
         if not len(tokens) or room < 1:
-            raise AwpError(f"the prompt has {len(tokens)} tokens and the context {self.context_length}; "
+            raise AwpError(f"the prompt has {len(tokens)} tokens and the context {context}; "
                            "give at least one token and leave room for one more")  # fmt: skip
         generator = self._generator(len(tokens) + room)
         generator.append_tokens(tokens)
@@ -134,7 +141,10 @@ class EdgeModel:
         path = self.folder / "tokenizer.json"
         if not path.is_file():
             raise AwpError(f"{self.folder} has no tokenizer.json; export the model again with its tokenizer")
-        tokenizer = Tokenizer.from_file(str(path))
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises nothing narrower
+            raise AwpError(f"{path} is damaged: {_first_line(error)}; copy it again") from None
         # Some models store these for training: a whole text would be cut after a few tokens.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -188,6 +198,16 @@ class EdgeModel:
     def _genai_model(self) -> Any:
         return open_genai(self.folder, threads=self.threads)
 
+    @cached_property
+    def _genai_tokenizer(self) -> Any:
+        genai, model = self._genai, self._genai_model
+        try:
+            return genai.Tokenizer(model)
+        except Exception as error:
+            raise AwpError(
+                f"onnxruntime-genai cannot use the tokenizer of {self.folder}: {_first_line(error)}"
+            ) from None
+
     def _generator(self, max_length: int) -> Any:
         parameters = self._genai.GeneratorParams(self._genai_model)
         parameters.set_search_options(max_length=max_length, do_sample=False)
@@ -198,10 +218,10 @@ def open_genai(folder: Path, *, threads: int) -> Any:
     """Open a folder in onnxruntime-genai with a number of threads; its own default is one."""
     import onnxruntime_genai
 
-    config = onnxruntime_genai.Config(str(folder))
     options = {"intra_op_num_threads": threads}
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     try:
+        config = onnxruntime_genai.Config(str(folder))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         return onnxruntime_genai.Model(config)
     except Exception as error:
         raise AwpError(f"onnxruntime-genai cannot open {folder}: {_first_line(error)}") from None

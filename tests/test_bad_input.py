@@ -152,6 +152,7 @@ def test_activations_that_are_not_finite(compress, damaged):
         ((("--bits", 5)), "bits"),
         ((("--bits", 4, "--group-size", 48)), "48"),
         ((("--bits", 4, "--group-size", "many")), "group-size"),
+        ((("--bits", 4, "--group-size", "\u00b2")), "group-size"),
         ((("--sparsity", 0.999)), "k = 0"),
         ((("--pattern", "2:4", "--sparsity", 0.3)), "2:4"),
         ((("--pattern", "half")), "half"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from awp_edge.export.manifest import verify
 from awp_edge.export.package import export_model
 from awp_edge.export.runtime import EdgeModel
 
+from awp_edge.cli.evaluation import open_source
 from awp_edge.errors import AwpError
 from awp_edge.storage import read_json, write_json
 
@@ -69,3 +72,50 @@ def test_bench_measures_in_a_process_of_its_own(exported: Path) -> None:
     assert 0 < measured["time_to_first_token_s"] < 10 and measured["peak_memory_bytes"] > 1e7
     with pytest.raises(AwpError, match="more than the context of 128"):
         model.bench(prompt_tokens=100, tokens=29)
+
+
+def test_a_damaged_folder_is_refused(edge: Path) -> None:
+    verify(edge)
+    data = edge / "model.onnx.data"
+    damaged = bytearray(data.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    data.write_bytes(damaged)
+    with pytest.raises(AwpError, match=r"model\.onnx\.data differs from the manifest's SHA-256"):
+        open_source(edge)
+    data.write_bytes(damaged[:-1])
+    with pytest.raises(AwpError, match="the manifest says"):
+        EdgeModel(edge)
+    manifest = read_json(edge / "manifest.json")
+    write_json(edge / "manifest.json", {**manifest, "schema_version": 99})
+    with pytest.raises(AwpError, match="has schema version 99, this program reads 1"):
+        EdgeModel(edge)
+    (edge / "manifest.json").write_text("{")
+    with pytest.raises(AwpError, match="not valid JSON"):
+        EdgeModel(edge)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, ("tokenizer.json is damaged", "cannot use the tokenizer of")),
+        ("genai_config.json", None, ("genai_config.json: not valid JSON",)),
+        ("genai_config.json", "{}", ("genai_config.json lacks model.context_length",)),
+        ("genai_config.json", "[]", ("genai_config.json lacks model.context_length",)),
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: model.encode("the") + next(model.logits([1])),
+        lambda model: model.generate("the", max_tokens=1),
+    ],
+    ids=["logits", "generate"],
+)
+def test_a_damaged_file_of_equal_size_gets_one_line(
+    edge: Path, file: str, content: str | None, message: tuple[str, ...], use: Callable[[EdgeModel], object]
+) -> None:
+    path = edge / file
+    path.write_text("x" * path.stat().st_size if content is None else content)
+    with pytest.raises(AwpError, match="|".join(map(re.escape, message))) as caught:
+        use(EdgeModel(edge))
+    assert "\n" not in str(caught.value)

@@ -364,7 +364,7 @@ def _export(spec: CompressSpec) -> str:
 
 
 def _whole(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UsageError(f"--group-size must be auto or a whole number, got {text!r}")
     return int(text)
 

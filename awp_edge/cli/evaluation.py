@@ -105,10 +105,15 @@ def measure(
 
 
 def open_source(folder: Path, *, threads: int | None = None) -> LogitsSource:
-    """Open any kind of model folder: in ONNX Runtime if it is an edge folder, in torch otherwise."""
+    """Open any kind of model folder: in ONNX Runtime if it is an edge folder, all of it read once, in torch otherwise.
+
+    Raises: AwpError for a folder that cannot be opened, or an edge folder in which a file is not what was written.
+    """
     if folder_kind(folder) == "edge":
+        from ..export.manifest import verify
         from ..export.runtime import EdgeModel
 
+        verify(folder)
         return EdgeModel(folder, threads=threads)
     from ..calibrate.runner import TorchModel
 
