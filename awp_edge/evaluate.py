@@ -89,7 +89,8 @@ def evaluate(
         threads: that sum over the logits, one per usable core by default; the sums do not depend on it.
 
     Raises:
-        AwpError: a text shorter than one window, two models whose tokenizers differ, logits that are not finite.
+        AwpError: a text shorter than one window, two models whose tokenizers differ, logits that are not finite, a KL
+            divergence that is not.
 
     Source: the WikiText-2 protocol of GPTQ, SparseGPT and Wanda (gptq/opt.py, wanda/lib/eval.py).
     """
@@ -166,8 +167,7 @@ def _paired_sums(
     def sums(targets: Tokens, logits: Logits, reference: Logits) -> NDArray[np.float64]:
         q, p = log_softmax(logits), log_softmax(reference)
         agreements = np.count_nonzero(q.argmax(axis=-1) == p.argmax(axis=-1))
-        divergence = float(np.sum(np.exp(p) * (p - q), dtype=np.float64))
-        return np.array([-_likelihood(q, targets), -_likelihood(p, targets), divergence, agreements])
+        return np.array([-_likelihood(q, targets), -_likelihood(p, targets), _divergence(p, q), agreements])
 
     start, total = 0, np.zeros(4)
     for chunk, reference in _aligned(model.logits(window), against.logits(window)):
@@ -187,6 +187,15 @@ def _pieces(targets: Tokens, *logits: Logits) -> tuple[list[NDArray[Any]], ...]:
 
 def _likelihood(log_probabilities: Logits, targets: Tokens) -> float:
     return float(log_probabilities[np.arange(len(targets)), targets].sum(dtype=np.float64))
+
+
+def _divergence(p: Logits, q: Logits) -> float:
+    """Return KL(p || q) of log probabilities, summed over tokens; where p is 0, a term is 0 whatever q is."""
+    mass = np.exp(p)
+    with np.errstate(invalid="ignore"):  # 0 (-inf) and inf - inf
+        terms = mass * (p - q)
+    terms[mass == 0] = 0
+    return float(np.sum(terms, dtype=np.float64))
 
 
 def _aligned(first: Iterator[Logits], second: Iterator[Logits]) -> Iterator[tuple[Logits, Logits]]:
@@ -224,6 +233,11 @@ def _summary(means: NDArray[np.float64], cut: Tokens, *, compared: bool) -> Eval
     measured = Evaluation(_exp(means[0]), n, seq_len, n * (seq_len - 1))
     if not compared:
         return measured
+    if not math.isfinite(means[2]):
+        raise AwpError(
+            f"KL from the other model is {means[2]}: the measured one gives probability 0 to tokens that the other "
+            "expects; evaluate it without --against"
+        )
     return Evaluation(
         **{
             **measured.as_dict(),

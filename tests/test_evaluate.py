@@ -80,6 +80,21 @@ def test_a_model_agrees_with_itself():
     assert measured.perplexity == measured.against_perplexity
 
 
+def test_tokens_of_probability_zero_count_where_the_other_model_expects_them():
+    never, hardly = ([bigram(seed).table for seed in (0, 1)] for _ in range(2))
+    for rows, logit in ((never, -np.inf), (hardly, -60)):
+        for table in rows:
+            table[:, -1] = logit  # of a token that the text does not have
+    measured = evaluate(Bigram(never[0]), TEXT, seq_len=32, against=Bigram(never[1]))
+    expected = evaluate(Bigram(hardly[0]), TEXT, seq_len=32, against=Bigram(hardly[1]))
+    assert (measured.kl, measured.perplexity) == pytest.approx((expected.kl, expected.perplexity))
+    assert np.isfinite(evaluate(bigram(0), TEXT, seq_len=32, against=Bigram(never[1])).kl)
+    with pytest.raises(
+        AwpError, match="KL from the other model is inf: the measured one gives probability 0"
+    ):
+        evaluate(Bigram(never[0]), TEXT, seq_len=32, against=bigram(1))
+
+
 def test_uniform_logits_have_the_vocabulary_as_perplexity():
     assert evaluate(Bigram(np.zeros((VOCAB, VOCAB))), TEXT, seq_len=16).perplexity == pytest.approx(VOCAB)
 
