@@ -330,13 +330,14 @@ class _Run:
     def _row_folder(self, row: Row, key: Mapping[str, Any]) -> Path:
         """Name the folder after all that decides the results, and delete what other options left of the row.
 
-        So an unfinished run is resumed by the options that began it, and stands in nobody else's way.
+        So a row that was stopped, in its compression or its evaluation, is gone on with by the options that began it,
+        and stands in nobody else's way.
         """
         name = folder_name(row.name)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:_DIGITS]
         folder = self._options.out / f"{name}-{digest}"
         for found in self._options.out.glob(f"{name}-{'[0-9a-f]' * _DIGITS}*"):
-            if found.name != partial_of(folder).name:
+            if found.name not in (folder.name, partial_of(folder).name):
                 shutil.rmtree(found, ignore_errors=True)
         return folder
 
