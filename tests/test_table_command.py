@@ -185,14 +185,19 @@ def test_edited_files_are_measured_again_and_moved_ones_are_not(tmp_path: Path) 
 def test_a_model_of_odd_widths_gets_the_rows_that_fit(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     asked = small_table(tmp_path, hidden_size=96)
+    asked = tuple(part for part in asked if part not in ("--seq-len", 64))
     refused = awp_edge(*asked, "--row", "wanda 32/64").refused(code=2)
     assert "the model's widths allow no row: 32/64 (" in refused
     assert not (tmp_path / "out").exists()
     result = succeeded(*asked, "--row", "rtn INT4", "--row", "wanda 32/64").json
+    # All that the model can take.
+    assert result["protocol"].startswith("Windows of 128 tokens: 2 of text.txt")
     assert [row["setting"] for row in result["rows"]] == ["INT4"]
     (reason,) = result["left_out"].values()
     assert list(result["left_out"]) == ["32/64"] and reason.endswith("needs 64 to divide d_in = 96")
     assert f"Left out: 32/64 ({reason})." in (tmp_path / "out" / "all.md").read_text().splitlines()
+    named = succeeded(*asked, "--seq-len", 128, "--row", "rtn INT4").json
+    assert named["rows"] == result["rows"]  # the seconds too
 
 
 def test_a_missing_plotting_package_is_told_before_anything_is_measured(tmp_path: Path) -> None:

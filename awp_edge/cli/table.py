@@ -16,12 +16,12 @@ from typing import Annotated, Any
 import typer
 
 from ..artifacts import LinearInfo
-from ..calibrate.request import CalibrationRequest, open_statistics
+from ..calibrate.request import CalibrationRequest, context_length, open_statistics
 from ..calibrate.saved import MANIFEST_FILE, SavedStatistics, has_statistics
 from ..calibrate.text import read_text
 from ..convergence import convergence
 from ..errors import AwpError, UsageError
-from ..evaluate import Evaluation, LogitsSource, evaluate
+from ..evaluate import DEFAULT_SEQ_LEN, Evaluation, LogitsSource, evaluate
 from ..methods import METHODS
 from ..models import ModelFolder
 from ..problem import Problem
@@ -75,7 +75,10 @@ class TableChoice(Options):
         typer.Option(metavar="SHARE", help="As in compress, for the rows where awp-plus prunes."),
     ] = None
     samples: Annotated[int | None, typer.Option(min=1, metavar="N", help="Calibration windows.")] = None
-    seq_len: Annotated[int, typer.Option(min=2, metavar="L", help="Tokens per window, in both.")] = 2048
+    seq_len: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="L", help="Tokens per window, in both; 2048, or a shorter context."),
+    ] = None
     windows: Annotated[int | None, typer.Option(min=1, help="Windows of each text; all by default.")] = None
     token_weights: Annotated[
         str,
@@ -169,9 +172,10 @@ def calibration_of(options: TableChoice, model: ModelFolder, subsets: Sequence[S
 
     Raises: UsageError or AwpError for options and text that will not do, and for statistics of another calibration.
     """
+    seq_len = options.seq_len or min(DEFAULT_SEQ_LEN, context_length(model) or DEFAULT_SEQ_LEN)
     request = CalibrationRequest(
-        options.calibration, samples=options.samples, seq_len=options.seq_len, token_weights=options.token_weights
-    ).sized(model)  # fmt: skip
+        options.calibration, samples=options.samples, seq_len=seq_len, token_weights=options.token_weights
+    ).sized(model)
     request.check()
     for subset in subsets:
         folder = subset.statistics
@@ -249,10 +253,16 @@ class Inputs:
     subsets: Sequence[Subset]
     calibration: CalibrationRequest
 
+    @property
+    def seq_len(self) -> int:
+        """Return the tokens of a window."""
+        assert self.calibration.seq_len is not None
+        return self.calibration.seq_len
+
     def dense_key(self) -> dict[str, Any]:
         """Return what decides the dense model's results: contents, which a path does not tell."""
         return {
-            "model": self.model.hash(), "seq_len": self.calibration.seq_len,
+            "model": self.model.hash(), "seq_len": self.seq_len,
             "texts": [[text.label, text.sha256, text.skip, text.windows] for text in self.texts],
         }  # fmt: skip
 
@@ -313,7 +323,7 @@ class _Run:
         done = compress(
             CompressChoice(
                 model=options.model, out=folder, calibration=options.calibration, samples=options.samples,
-                seq_len=options.seq_len, seed=subset.seed, statistics=subset.statistics, threads=options.threads,
+                seq_len=self._inputs.seq_len, seed=subset.seed, statistics=subset.statistics, threads=options.threads,
                 token_weights=options.token_weights, certificate=False, resume=True, **spec,
             )
         ).payload  # fmt: skip
@@ -344,7 +354,7 @@ class _Run:
     def _judged(self, model: LogitsSource, text: Text, against: LogitsSource | None = None) -> Evaluation:
         with progress("evaluating") as advance:
             return evaluate(
-                model, text.content, seq_len=self._options.seq_len, windows=text.windows, skip=text.skip,
+                model, text.content, seq_len=self._inputs.seq_len, windows=text.windows, skip=text.skip,
                 against=against, on_window=lambda done, total: advance(done, total, "window"),
                 threads=self._options.threads,
             )  # fmt: skip
@@ -371,7 +381,7 @@ class _Run:
         if options.token_weights != "uniform":
             source += f", tokens weighted by {options.token_weights}"
         return (
-            f"Windows of {options.seq_len} tokens: {texts}; calibrated on {source}{spread}, "
+            f"Windows of {self._inputs.seq_len} tokens: {texts}; calibrated on {source}{spread}, "
             f"groups of {options.group_size}; {self._steps.origin()}."
         )
 
