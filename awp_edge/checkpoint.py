@@ -61,15 +61,13 @@ class Workspace:
         raw = read_json(self.partial / STATE_FILE)
         if not isinstance(raw, dict) or raw.pop("schema_version", None) != SCHEMA_VERSION:
             raise AwpError(
-                f"{self.partial / STATE_FILE} is of another version or damaged; {self._start_again()}"
+                f"{self.partial / STATE_FILE} is of another version or damaged; {self.start_again()}"
             )
         try:
             state = State(**raw)
         except TypeError:
-            raise AwpError(f"{self.partial / STATE_FILE} is damaged; {self._start_again()}") from None
-        require_hashes(
-            self.partial, state.files, advice=f"the checkpoint is corrupted: {self._start_again()}"
-        )
+            raise AwpError(f"{self.partial / STATE_FILE} is damaged; {self.start_again()}") from None
+        require_hashes(self.partial, state.files, advice=f"the checkpoint is corrupted: {self.start_again()}")
         return state
 
     def save(self, state: State) -> None:
@@ -100,7 +98,8 @@ class Workspace:
             self.partial.rename(self.out)
             sync_folder(self.out.parent)
 
-    def _start_again(self) -> str:
+    def start_again(self) -> str:
+        """Say what is left to do where the run cannot go on."""
         return f"delete {self.partial} and start again"
 
 

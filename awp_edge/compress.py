@@ -27,15 +27,8 @@ from .artifacts import (
 )
 from .backend import resolve, wanted
 from .certificate import GramFacts, certify_layer, gram_facts
-from .checkpoint import (
-    State,
-    Workspace,
-    finished_manifest,
-    open_workspace,
-    partial_of,
-    require_same,
-)
-from .errors import AwpError, UsageError
+from .checkpoint import State, Workspace, finished_manifest, open_workspace, partial_of, require_same
+from .errors import AwpError, DamagedCheckpoint, UsageError
 from .methods import CompressSpec, compress_layer
 from .models import ModelFolder, copy_companions
 from .options import CompressOptions, fit_spec
@@ -183,10 +176,12 @@ class _Run:
             raise self._explained(error, has_state=has_state) from None
 
     def _explained(self, error: AwpError, *, has_state: bool) -> AwpError:
-        """Leave nothing half-written where no block was ever finished; else say what is kept."""
+        """Leave nothing half-written where no block was ever finished; else say what is kept, if it is of use."""
+        if not (self._state.next_block or has_state):
+            self._workspace.discard()
+        elif isinstance(error, DamagedCheckpoint):
+            return AwpError(f"{error}; {self._workspace.start_again()}")
         if self._state.next_block == 0:
-            if not has_state:
-                self._workspace.discard()
             return error
         kept = f"{self._state.next_block} finished blocks are kept in {self._workspace.partial} for --resume"
         return type(error)(f"{error}; {kept}")

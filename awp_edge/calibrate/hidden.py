@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from ..errors import AwpError
+from ..errors import DamagedCheckpoint
 from ..storage import writing
 
 _FOOTER_BYTES = 8
@@ -29,10 +29,10 @@ class HiddenReader:
         size = path.stat().st_size if path.is_file() else None
         if size != expected:
             found = "is missing" if size is None else f"has {size} of {expected} bytes"
-            raise AwpError(f"the checkpoint is damaged: {path} {found}; start again without --resume")
+            raise DamagedCheckpoint(f"the checkpoint is damaged: {path} {found}")
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
-        """Yield (at most size, length, d) tensors in order. Raises: AwpError where the bytes are not those written."""
+        """Yield (at most size, length, d) tensors in order. Raises: DamagedCheckpoint where they have changed."""
         n, *rest = self.shape
         total = 0
         with self.path.open("rb") as file:
@@ -42,9 +42,7 @@ class HiddenReader:
                 total = _add(total, batch)
                 yield batch
             if file.read() != _footer(total):
-                raise AwpError(
-                    f"the checkpoint is damaged: {self.path} has changed; start again without --resume"
-                )
+                raise DamagedCheckpoint(f"the checkpoint is damaged: {self.path} has changed")
 
 
 class HiddenWriter:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import AwpError, UsageError
+from ..errors import AwpError, DamagedCheckpoint, UsageError
 from ..models import ModelFolder
 from ..storage import atomic_file, file_sha256
 from .saved import SavedStatistics, SavingStatistics, has_statistics, require_claimable, saved_calibration
@@ -171,9 +171,7 @@ def _saved_tokens(path: Path) -> Tokens:
     try:
         return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError):
-        raise AwpError(
-            f"the checkpoint is damaged: {path} is not readable; start again without --resume"
-        ) from None
+        raise DamagedCheckpoint(f"the checkpoint is damaged: {path} is not readable") from None
 
 
 def _sampled(folder: ModelFolder, asked: CalibrationRequest, *, say: Progress) -> Tokens:
