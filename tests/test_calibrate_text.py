@@ -195,6 +195,28 @@ def test_saved_statistics_that_do_not_fit_are_one_line(folders, tmp_path):
         drive(opened(folders["llama"], asked, tmp_path / "state"))
 
 
+def test_saved_statistics_are_of_the_seed_that_is_asked_for(folders, tmp_path):
+    def asked(source: str, name: str, seed: int | None) -> CalibrationRequest:
+        return request(tmp_path, source=source, statistics=tmp_path / name, seed=seed)
+
+    def drawn(source: str, name: str, seed: int | None) -> None:
+        drive(opened(folders["llama"], asked(source, name, seed), tmp_path / f"{name}-state"))
+
+    text = str(tiny_models.write_text(tmp_path / "text.txt"))
+    drawn(text, "first", None)
+    drawn(text, "third", 3)
+    drawn("self", "own", None)
+    for source, name, seed, clash in (
+        (text, "first", 0, "first was made with no --seed, not --seed 0; give the same, or another"),
+        (text, "third", None, "third was made with --seed 3, not no --seed;"),
+        (text, "third", 1, "third was made with --seed 3, not --seed 1;"),
+        ("self", "own", 1, "own was made with --seed 0, not --seed 1;"),
+    ):
+        with pytest.raises(AwpError, match=clash):
+            opened(folders["llama"], asked(source, name, seed), tmp_path / "other")
+    opened(folders["llama"], asked("self", "own", 0), tmp_path / "other")
+
+
 def step(source, *blocks: int) -> None:
     for block in blocks:
         source.statistics(block)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,10 @@ def open_statistics(
         return _stream(folder, asked, state, say=say)
     if has_statistics(asked.statistics):
         say(f"statistics from {asked.statistics}")
-        return SavedStatistics(folder, asked.statistics, skip=asked.skip, asked=_identity(asked))
+        named = {key: value for key, value in _identity(asked).items() if key != "seed"}
+        saved = SavedStatistics(folder, asked.statistics, skip=asked.skip, asked=named)
+        _require_seed(asked, saved.calibration)
+        return saved
     require_claimable(asked.statistics)  # before the model writes text for minutes
     stream = _stream(folder, replace(asked, skip=()), state, say=say)
     return SavingStatistics(stream, folder, asked.statistics, skip=asked.skip)
@@ -152,6 +155,17 @@ def _identity(asked: CalibrationRequest) -> dict[str, Any]:
         "seed": asked.seed, "text_sha256": file_sha256(path) if asked.is_file else None,
         "token_weights": asked.token_weights,
     }  # fmt: skip
+
+
+def _require_seed(asked: CalibrationRequest, saved: Mapping[str, Any]) -> None:
+    """Raise AwpError where saved statistics are of other windows, or of other text of the model's own."""
+    unnamed = 0 if asked.source == SELF else None
+    found, wanted = (unnamed if seed is None else seed for seed in (saved.get("seed"), asked.seed))
+    if found != wanted:
+        first, second = ("no --seed" if seed is None else f"--seed {seed}" for seed in (found, wanted))
+        raise AwpError(
+            f"{asked.statistics} was made with {first}, not {second}; give the same, or another --statistics folder"
+        )
 
 
 def _tokens(folder: ModelFolder, asked: CalibrationRequest, state: Path, *, say: Progress) -> Tokens:

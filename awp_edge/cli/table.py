@@ -17,7 +17,7 @@ import typer
 
 from ..artifacts import LinearInfo
 from ..calibrate.request import CalibrationRequest, context_length, open_statistics
-from ..calibrate.saved import MANIFEST_FILE, SavedStatistics, has_statistics
+from ..calibrate.saved import MANIFEST_FILE, SavedStatistics, has_statistics, saved_calibration
 from ..calibrate.text import read_text
 from ..convergence import convergence
 from ..errors import AwpError, UsageError
@@ -241,7 +241,9 @@ def saved_subset(folder: Path) -> Subset:
             f"{folder} holds no complete statistics; make them with awp-edge compress --one-shot --statistics, "
             "or leave --statistics out"
         )
-    return Subset(folder, None, str(folder), file_sha256(folder / MANIFEST_FILE))
+    return Subset(
+        folder, saved_calibration(folder).get("seed"), str(folder), file_sha256(folder / MANIFEST_FILE)
+    )
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,8 @@ class Inputs:
         asked = self.calibration
         return {
             **self.dense_key(), "calibration": Path(asked.source).name, **asked.known(), "samples": asked.samples,
-            "token_weights": asked.token_weights, "seed": subset.seed, "statistics": subset.sha256,
+            "token_weights": asked.token_weights, "seed": None if subset.sha256 else subset.seed,
+            "statistics": subset.sha256,
         }  # fmt: skip
 
 
