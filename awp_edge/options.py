@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from .allocate import ALLOCATIONS, WIDTHS, require_pattern, require_reachable
 from .artifacts import LinearInfo
@@ -19,7 +19,12 @@ GRADIENT_TOKENS, HEAD_TOKENS = 32768, 256
 BATCH_TOKENS = 2048
 #: Damping of a spec that names none: C is estimated from the calibration text.
 DAMPING = 0.03
+#: The source of calibration text that is the model itself.
+SELF = "self"
 OFFERED_GROUP_SIZES = (256, 128, 64, 32, 16)
+
+#: What becomes of a run's statistics; where complete ones are reused, no model runs.
+Statistics = Literal["not kept", "saved", "reused"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class CompressOptions:
         known: what the statistics will record of their calibration, as far as it is known before they are opened, such
             as text_sha256; a finished run that is resumed must have it in common.
         backend, threads: of the solvers.
+        statistics: whether the run saves its statistics, or finds complete ones and needs no calibration.
         max_memory_bytes: refuse a run whose estimated peak is larger.
         allocate: "uniform", or budgets for every "layer" or "row" under the global sparsity, or for every "layer"
             under the global pattern, or width where no zeros are asked for (`awp_edge/allocate.py`).
@@ -48,15 +54,22 @@ class CompressOptions:
     known: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "auto"
     threads: int | None = None
+    statistics: Statistics = "not kept"
     max_memory_bytes: int | None = None
     allocate: str = "uniform"
     certificate: bool = True
     resume: bool = False
 
     @property
+    def writes_text(self) -> bool:
+        """Return whether the model writes its calibration text first, with all its weights in memory."""
+        return self.calibration.get("source", SELF) == SELF and self.statistics != "reused"
+
+    @property
     def needs_gradients(self) -> bool:
         """Return whether the dense model's loss has to be differentiated first."""
-        return self.allocate != "uniform" or self.calibration.get("token_weights") == "loss"
+        asked = self.allocate != "uniform" or self.calibration.get("token_weights") == "loss"
+        return asked and self.statistics != "reused"
 
 
 def fit_spec(options: CompressOptions, layers: Sequence[LinearInfo]) -> CompressSpec:

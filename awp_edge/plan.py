@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from .artifacts import LinearInfo, grid_bits, sparse_bits
-from .calibrate.request import SELF, CalibrationRequest
+from .calibrate.request import CalibrationRequest
 from .certificate import MAX_INPUTS
 from .constraints import RowSparse, Sparse
 from .errors import AwpError
 from .methods import METHODS, CompressSpec
 from .models import ModelFolder
-from .options import BATCH_TOKENS, GRADIENT_TOKENS, HEAD_TOKENS, CompressOptions, fit_spec
+from .options import BATCH_TOKENS, GRADIENT_TOKENS, HEAD_TOKENS, SELF, CompressOptions, fit_spec
 
 #: Interpreter, NumPy, torch and transformers at work, in bytes (measured on Linux x86-64, torch 2.13 for CPU).
 BASE_BYTES = 600_000_000
@@ -43,9 +43,6 @@ _PRODUCTS = {
     "awp-plus": {"pruning": 39, "quantization": 45, "joint": 99},
 }
 _EFFORT = {"fast": 0.4, "default": 1.0, "max": 4.0}
-
-#: What becomes of a run's statistics.
-Statistics = Literal["not kept", "saved", "reused"]
 
 
 @dataclass(frozen=True)
@@ -95,18 +92,13 @@ class Plan:
         return asdict(self)
 
 
-def plan(folder: ModelFolder, options: CompressOptions, *, statistics: Statistics = "not kept") -> Plan:
+def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
     """Plan a run; takes seconds.
-
-    Args:
-        folder: the model.
-        options: of the run.
-        statistics: whether the run saves its statistics, or finds complete ones and needs no calibration.
 
     Raises: UsageError where the options do not fit the layers; AwpError for a model without a block stack of linears.
     """
-    stack, whole, blocks = _module_tree(folder, options)
-    layers = [layer for block in blocks for layer in block]
+    tree = _module_tree(folder, options)
+    blocks, layers = tree.blocks, tree.layers
     spec = fit_spec(options, layers)
     bits = {layer.name: _export_bits(layer.shape, spec) for layer in layers}
     settled = options.allocate == "uniform" or spec.kind == "quantization"
@@ -121,21 +113,21 @@ def plan(folder: ModelFolder, options: CompressOptions, *, statistics: Statistic
     memory = peak_memory_bytes(folder, layers, options)
     kept_grams = 4 * len(blocks) * _gram_entries(_largest_block(layers))
     gradients = kept_grams if options.needs_gradients else 0
-    saved = 4 * sum(map(_gram_entries, whole)) * (2 if options.needs_gradients else 1)
+    saved = 4 * sum(map(_gram_entries, tree.whole)) * (2 if options.needs_gradients else 1)
     calibration_s, solve_s = _seconds(layers, spec, options, tokens=samples * seq_len)
     streamed = hidden_state_bytes(folder, options) + gradients
-    if statistics == "reused":
+    if options.statistics == "reused":
         calibration_s, streamed = 0.0, 0
     return Plan(
         model=str(folder.path), architecture=folder.architecture, dtype=folder.storage_dtype(), n_blocks=len(blocks),
-        spec=spec, layers=planned, left_alone=_left_alone(folder, stack, layers), samples=samples,
+        spec=spec, layers=planned, left_alone=_left_alone(folder, tree.stack, layers), samples=samples,
         seq_len=seq_len, bits_per_weight=sum(bits.values()) / sum(math.prod(layer.shape) for layer in layers),
         weight_bytes=folder.weight_bytes(), compressed_bytes=compressed, block_bytes=-(-sum(bits.values()) // 8),
         disk_bytes=compressed + streamed,
-        statistics_bytes=saved if statistics == "saved" else 0, peak_memory_bytes=memory,
+        statistics_bytes=saved if options.statistics == "saved" else 0, peak_memory_bytes=memory,
         fits=None if options.max_memory_bytes is None else memory <= options.max_memory_bytes,
         calibration_seconds=calibration_s, solve_seconds=solve_s,
-        warnings=_warnings(folder, options, spec, layers=layers),
+        warnings=_warnings(folder, options, spec, tree=tree),
     )  # fmt: skip
 
 
@@ -144,23 +136,33 @@ def require_fit(folder: ModelFolder, options: CompressOptions) -> tuple[str, ...
 
     Raises: UsageError where the options do not fit the layers; AwpError where the memory limit is too low.
     """
-    _, _, blocks = _module_tree(folder, options)
-    layers = [layer for block in blocks for layer in block]
+    layers = _module_tree(folder, options).layers
     spec = fit_spec(options, layers)
     require_memory(folder, layers, options)
     return spec.notes(layers)
 
 
-def _module_tree(
-    folder: ModelFolder, options: CompressOptions
-) -> tuple[str, list[list[LinearInfo]], list[list[LinearInfo]]]:
-    """Return the name of the block stack, and block by block all linears and those to compress."""
+@dataclass(frozen=True)
+class _Tree:
+    """Name the block stack, block by block all its linears and those to compress, and whether the model writes text."""
+
+    stack: str
+    whole: list[list[LinearInfo]]
+    blocks: list[list[LinearInfo]]
+    writes: bool
+
+    @property
+    def layers(self) -> list[LinearInfo]:
+        return [layer for block in self.blocks for layer in block]
+
+
+def _module_tree(folder: ModelFolder, options: CompressOptions) -> _Tree:
     from .calibrate.modules import Skeleton  # torch, for the module tree alone
 
     skeleton = Skeleton(folder, skip=options.skip)
     whole = [[LinearInfo(name, name, skeleton.shape(name)) for name in block] for block in skeleton.linears]
     kept = [[layer for layer in block if layer.name not in skeleton.skipped] for block in whole]
-    return skeleton.stack_name, whole, kept
+    return _Tree(skeleton.stack_name, whole, kept, bool(skeleton.model.can_generate()))
 
 
 def require_memory(folder: ModelFolder, layers: Sequence[LinearInfo], options: CompressOptions) -> None:
@@ -170,9 +172,10 @@ def require_memory(folder: ModelFolder, layers: Sequence[LinearInfo], options: C
         return
     needed = peak_memory_bytes(folder, layers, options)
     if needed > limit:
+        advice = ", or use a calibration file instead of self" if options.writes_text else ""
         raise AwpError(
             f"the run needs about {needed / 1e9:.2f} GB of memory and --max-memory allows {limit / 1e9:.2f} GB; "
-            "raise the limit, or use a calibration file instead of self"
+            f"raise the limit{advice}"
         )
 
 
@@ -195,7 +198,8 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
     Embedding: the table in float32.  Calibration: a block's weights, a batch's activations, Gram matrices in float64
     and float32.  Solving: the block dense and compressed, its Gram matrices, the solver's matrices of the largest
     layer.  Certificates: `certificate_bytes`.  Text from the model itself: every weight and the keys and values of all
-    samples, in float32 (an upper bound: half of it where the processor multiplies bfloat16).
+    samples, in float32 (an upper bound: half of it where the processor multiplies bfloat16). Reused statistics need
+    neither calibration nor text.
     """
     samples, seq_len = calibration_size(folder, options)
     hidden = _hidden_size(folder)
@@ -209,10 +213,11 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
     certificate = certificate_bytes(width) if options.certificate else 0
     stages = [
         4 * max((math.prod(folder.shape(n)) for n in folder.tensor_names()), default=0),
-        4 * (sum(sizes) + batch) + 12 * grams,
         4 * (2 * sum(sizes) + solver + grams),
         4 * (2 * sum(sizes) + grams) + certificate,
     ]
+    if options.statistics != "reused":
+        stages.append(4 * (sum(sizes) + batch) + 12 * grams)
     if options.needs_gradients:  # what a block keeps for its way back; the head and some tokens' logits
         head = max((math.prod(folder.shape(n)) for n in folder.tensor_names()), default=0)
         stages += [
@@ -220,7 +225,7 @@ def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options
             4 * (2 * head + 3 * HEAD_TOKENS * head // max(1, hidden)),
         ]
     streaming = BASE_BYTES + max(stages)
-    if options.calibration.get("source", SELF) != SELF:
+    if not options.writes_text:
         return streaming
     numbers = sum(math.prod(folder.shape(n)) for n in folder.tensor_names())
     cache = 2 * samples * seq_len * _n_blocks(folder) * _key_value_size(folder, hidden)
@@ -348,9 +353,9 @@ def _left_alone(folder: ModelFolder, stack: str, layers: Sequence[LinearInfo]) -
 
 
 def _warnings(
-    folder: ModelFolder, options: CompressOptions, spec: CompressSpec, *, layers: Sequence[LinearInfo]
+    folder: ModelFolder, options: CompressOptions, spec: CompressSpec, *, tree: _Tree
 ) -> tuple[str, ...]:
-    notes = [*spec.notes(layers)]
+    notes = [*spec.notes(tree.layers)]
     if folder.config.get("tie_word_embeddings"):
         notes.append("the output head shares the embedding table; both stay as they are")
     if "CausalLM" not in folder.architecture and "LMHead" not in folder.architecture:
@@ -366,8 +371,10 @@ def _warnings(
             f"the run chooses every layer's width, {spec.bits} bits on average; bytes are those of {spec.bits} "
             "everywhere, and 3-bit codes take 4"
         )
-    if options.calibration.get("source", SELF) == SELF:
+    if options.writes_text and tree.writes:
         notes.append("self calibration writes its own text first; its time is not part of the estimate")
+    elif options.writes_text:
+        notes.append(f"{folder.architecture} cannot write its own calibration text: give --calibration FILE")
     return tuple(notes)
 
 

@@ -115,6 +115,9 @@ def test_notes_say_what_a_user_should_know(llama: ModelFolder, tmp_path: Path) -
     assert "3-bit codes are stored in 4 bits" in " ".join(plan(llama, options(bits=3)).warnings)
     bert = ModelFolder(tiny_models.build("bert", tmp_path / "bert"))
     assert "is not a causal language model" in " ".join(plan(bert, options(sparsity=0.5)).warnings)
+    own = " ".join(plan(bert, CompressOptions(CompressSpec(sparsity=0.5))).warnings)
+    assert "BertModel cannot write its own calibration text: give --calibration FILE" in own
+    assert "its own text first" not in own
 
 
 def test_skipped_layers_are_left_alone(llama: ModelFolder) -> None:
@@ -165,13 +168,32 @@ def test_a_rank_that_stores_more_than_the_dense_weight_is_noted(llama: ModelFold
 
 def test_saved_statistics_take_disk_of_their_own(llama: ModelFolder) -> None:
     asked = CompressOptions(CompressSpec(sparsity=0.5), skip=("mlp.*",), calibration=TEXT)
-    made = plan(llama, asked, statistics="saved")
+    made = plan(llama, replace(asked, statistics="saved"))
     # One matrix for q, k and v, one for o, one for gate and up, one for down; what is skipped is saved all the same.
     assert made.statistics_bytes == 4 * made.n_blocks * (3 * 64**2 + 128**2)
     assert plan(llama, asked).statistics_bytes == 0 and plan(llama, asked).disk_bytes == made.disk_bytes
-    found = plan(llama, asked, statistics="reused")
+    found = plan(llama, replace(asked, statistics="reused"))
     assert (found.statistics_bytes, found.calibration_seconds) == (0, 0.0)
     assert made.disk_bytes - found.disk_bytes == hidden_state_bytes(llama, asked)
+
+
+def test_reused_statistics_need_no_memory_for_text(llama: ModelFolder) -> None:
+    spec = CompressSpec(sparsity=0.5)
+    own = CompressOptions(
+        spec, calibration={"source": "self", "samples": 4096, "seq_len": 128}, allocate="row"
+    )
+    reused, text = replace(own, statistics="reused"), CompressOptions(spec, calibration=TEXT)
+    needed = plan(llama, reused)
+    assert (
+        needed.peak_memory_bytes <= plan(llama, text).peak_memory_bytes < plan(llama, own).peak_memory_bytes
+    )
+    assert "its own text" in " ".join(plan(llama, own).warnings)
+    assert "its own text" not in " ".join(needed.warnings)
+    require_fit(llama, replace(reused, max_memory_bytes=needed.peak_memory_bytes))
+    with pytest.raises(AwpError, match="or use a calibration file instead of self"):
+        require_fit(llama, replace(own, max_memory_bytes=needed.peak_memory_bytes))
+    with pytest.raises(AwpError, match=r"raise the limit$"):
+        require_fit(llama, replace(reused, max_memory_bytes=1))
 
 
 # Memory of the solvers and of certificates

@@ -87,6 +87,9 @@ def test_what_the_export_will_refuse_is_said_once_before_the_run(model: Path, tm
         assert [line for line in lines if line.startswith("note: ")] == notes
     saved = sum(path.stat().st_size for path in (tmp_path / "statistics").glob("*.safetensors"))
     assert succeeded("plan", model, *asked, "--json").json["statistics_bytes"] == 0
+    for command in (("plan", model), ("compress", model, tmp_path / "other")):
+        refused = awp_edge(*command, *asked, "--seed", 1).refused()
+        assert "statistics was made with no --seed, not --seed 1; give the same" in refused
     (tmp_path / "statistics" / "manifest.json").unlink()
     counted = succeeded("plan", model, *asked, "--json").json["statistics_bytes"]
     assert counted == pytest.approx(saved, rel=0.05)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import AwpError, DamagedCheckpoint, UsageError
 from ..models import ModelFolder
+from ..options import SELF
 from ..storage import atomic_file, file_sha256
 from .saved import SavedStatistics, SavingStatistics, has_statistics, require_claimable, saved_calibration
 from .text import DATASETS, require_readable, token_windows
@@ -21,7 +22,6 @@ from .text import DATASETS, require_readable, token_windows
 if TYPE_CHECKING:
     from .stream import BlockStream
 
-SELF = "self"
 TOKENS_FILE = "tokens.npy"
 TOKEN_WEIGHTS = ("uniform", "norm", "loss")
 _DEFAULT_SIZE = {SELF: (16, 1024)}

@@ -15,7 +15,7 @@ from ..calibrate.request import CalibrationRequest, open_statistics
 from ..calibrate.saved import has_statistics
 from ..errors import UsageError
 from ..methods import DEFAULT_METHOD, EFFORTS, METHODS, CompressSpec
-from ..options import CompressOptions
+from ..options import CompressOptions, Statistics
 from .command import Options, Outcome
 from .console import duration, facts, note, progress, size
 
@@ -181,6 +181,7 @@ class SpecChoice(Options):
             threads=self.threads,
             allocate=self.allocate,
             certificate=self.certificate,
+            statistics=self.kept_statistics(),
             max_memory_bytes=None if self.max_memory is None else int(self.max_memory * 1e9),
             resume=resume,
         )
@@ -199,6 +200,12 @@ class SpecChoice(Options):
                 "where it prunes or quantizes"
             )
         return tuple(notes)
+
+    def kept_statistics(self) -> Statistics:
+        """Return what becomes of the run's statistics."""
+        if self.statistics is None:
+            return "not kept"
+        return "reused" if has_statistics(self.statistics) else "saved"
 
     def request(self) -> CalibrationRequest:
         """Return what the calibration is asked to do; saved statistics are one-shot ones."""
@@ -229,11 +236,10 @@ def plan(options: PlanChoice) -> Outcome:
     from .. import plan as planning
     from ..models import ModelFolder
 
-    statistics: planning.Statistics = "not kept"
-    if options.statistics is not None:
-        statistics = "reused" if has_statistics(options.statistics) else "saved"
-    notes = options.unheeded()
-    planned = planning.plan(ModelFolder(options.model), options.settled(), statistics=statistics)
+    notes, settled, folder = options.unheeded(), options.settled(), ModelFolder(options.model)
+    if options.statistics is not None and settled.statistics == "reused":
+        open_statistics(folder, options.request(), options.statistics)  # refused here as by compress
+    planned = planning.plan(folder, settled)
     planned = replace(planned, warnings=(*notes, *planned.warnings))
     return Outcome(planned.to_json(), _plan_lines(planned))
 
@@ -314,7 +320,7 @@ def _compress(
     from ..plan import require_fit
 
     folder = ModelFolder(options.model)
-    calibrated = options.statistics is not None and has_statistics(options.statistics)
+    calibrated = settled.statistics == "reused"
     if not calibrated:  # before the model writes text for minutes
         for line in require_fit(folder, settled):
             warn(line)
