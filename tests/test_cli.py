@@ -296,6 +296,10 @@ def test_the_demo_on_a_model_that_takes_seconds(tmp_path):
     again = succeeded(*arguments, env={"AWP_CACHE": str(tmp_path / "cache")}).json
     assert again["rows"] == first["rows"] and again["seconds"] == first["seconds"]
     assert again["made"] == first["made"] and len(first["made"]) == 1
+    edit(model, "model.norm.weight", lambda norm: 2 * norm)
+    other = succeeded(*arguments, env={"AWP_CACHE": str(tmp_path / "cache")}).json
+    for row, before in zip(other["rows"].values(), first["rows"].values(), strict=True):
+        assert row["perplexity"] != before["perplexity"] and row["load_s"] != before["load_s"]
 
 
 def test_the_readme_example_runs(tmp_path):

@@ -14,6 +14,7 @@ import typer
 
 from ..errors import UsageError
 from ..evaluate import evaluate
+from ..models import ModelFolder
 from ..storage import write_json
 from .command import Options, Outcome
 from .compression import CompressChoice, FetchChoice, compress, default_cache, fetch
@@ -68,9 +69,9 @@ def _demo(model: Path, steps: Steps, options: DemoChoice) -> Outcome:
     steps.run(
         "fetch", str(model), lambda: fetch(FetchChoice(name=MODEL, directory=model)).payload, makes=model
     )
-    made = {
-        name: _row(name, asked, model=model, steps=steps, options=options) for name, asked in ROWS.items()
-    }
+    run = _Demo(model, ModelFolder(model).hash(), steps, options)
+    run.forget_other_weights()
+    made = {name: run.row(name, asked) for name, asked in ROWS.items()}
     texts = {name: row.pop("text") for name, row in made.items()}
     result = {
         "rows": made,
@@ -85,30 +86,55 @@ def _demo(model: Path, steps: Steps, options: DemoChoice) -> Outcome:
     return Outcome(result, _lines(result, options))
 
 
-def _row(
-    name: str, asked: Mapping[str, Any] | None, *, model: Path, steps: Steps, options: DemoChoice
-) -> dict[str, Any]:
-    """Make one edge folder and measure it."""
-    folder = options.out / folder_name(name.lower())
-    source, edge = folder / "compressed", folder / "edge"
-    row: dict[str, Any] = {"bits_per_weight": 32.0, "sparsity": 0.0}
-    if asked is None:
-        source = model
-    else:
-        # One-shot statistics serve both rows: the model writes its calibration text once.
-        statistics = options.out / "statistics"
-        choice = CompressChoice(
-            model=model, out=source, statistics=statistics, threads=options.threads, resume=True, **asked
-        )
-        done = steps.run(f"{name}: compress", dict(asked), lambda: compress(choice).payload, makes=source)
-        row |= {key: done[key] for key in ("bits_per_weight", "sparsity", "mean_relative_error")}
-    exported = ExportChoice(compressed=source, out=edge)
-    steps.run(f"{name}: export", str(source), lambda: _export_anew(exported), makes=edge)
-    row |= steps.run(f"{name}: eval", [options.windows, options.seq_len], lambda: _judge(edge, options))
-    timed = BenchChoice(folder=edge, threads=options.threads)
-    row |= steps.run(f"{name}: bench", options.threads, lambda: bench(timed).payload)
-    asked_text = GenerateChoice(folder=edge, prompt=PROMPT, max_tokens=48, chat=True, threads=options.threads)
-    return row | steps.run(f"{name}: generate", PROMPT, lambda: generate(asked_text).payload)
+@dataclass(frozen=True)
+class _Demo:
+    """The rows of one model: what its weights decide is kept under their hash."""
+
+    model: Path
+    weights: str
+    steps: Steps
+    options: DemoChoice
+
+    def forget_other_weights(self) -> None:
+        """Delete what an earlier demo made of other weights, which `compress` would refuse to go on with."""
+        for pattern in (
+            "statistics/manifest.json",
+            "*/compressed*/manifest.json",
+            "*/compressed*/state.json",
+        ):
+            for record in self.options.out.glob(pattern):
+                if self.weights not in record.read_text():
+                    shutil.rmtree(record.parent)
+
+    def row(self, name: str, asked: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Make one edge folder and measure it."""
+        options = self.options
+        folder = options.out / folder_name(name.lower())
+        source, edge = folder / "compressed", folder / "edge"
+        row: dict[str, Any] = {"bits_per_weight": 32.0, "sparsity": 0.0}
+        if asked is None:
+            source = self.model
+        else:
+            # One-shot statistics serve both rows: the model writes its calibration text once.
+            choice = CompressChoice(model=self.model, out=source, statistics=options.out / "statistics",
+                                    threads=options.threads, resume=True, **asked)  # fmt: skip
+            done = self._step(
+                f"{name}: compress", dict(asked), lambda: compress(choice).payload, makes=source
+            )
+            row |= {key: done[key] for key in ("bits_per_weight", "sparsity", "mean_relative_error")}
+        exported = ExportChoice(compressed=source, out=edge)
+        self._step(f"{name}: export", str(source), lambda: _export_anew(exported), makes=edge)
+        sizes = [options.windows, options.seq_len]
+        row |= self._step(f"{name}: eval", sizes, lambda: _judge(edge, options))
+        timed = BenchChoice(folder=edge, threads=options.threads)
+        row |= self._step(f"{name}: bench", options.threads, lambda: bench(timed).payload)
+        text = GenerateChoice(folder=edge, prompt=PROMPT, max_tokens=48, chat=True, threads=options.threads)
+        return row | self._step(f"{name}: generate", PROMPT, lambda: generate(text).payload)
+
+    def _step(
+        self, name: str, key: Any, work: Callable[[], Mapping[str, Any]], *, makes: Path | None = None
+    ) -> Any:
+        return self.steps.run(name, [self.weights, key], work, makes=makes)
 
 
 def _export_anew(choice: ExportChoice) -> Mapping[str, Any]:
