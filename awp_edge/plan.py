@@ -40,9 +40,9 @@ CALIBRATION_EFFICIENCY, SOLVE_EFFICIENCY = 0.5, 0.6
 #: What solving takes, in products W C: the paper's steps; measured on SmolLM2-135M for awp-plus, by kind and effort.
 _PRODUCTS = {
     "awp": {"pruning": 200, "quantization": 10, "joint": 110},
-    "awp-plus": {"pruning": 39, "quantization": 45, "joint": 99},
+    "awp-plus": {"pruning": 30, "quantization": 45, "joint": 90},
 }
-_EFFORT = {"fast": 0.4, "default": 1.0, "max": 4.0}
+_EFFORT = {"fast": 0.5, "default": 1.0, "max": 5.0}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ EFFORTS: Mapping[str, Effort] = MappingProxyType(
         # more time.
         "default": Effort(
             Admm(steps=28, relaxation=(2.0, 0.4), products="int8"),
-            refit=4,
+            refit=3,
             swaps=Swaps(40, patience=12),
             worth=0.0006,
         ),
@@ -123,9 +123,14 @@ def _search(problem: Problem, support: Support, *, effort: Effort, engine: Backe
     if effort.swaps is not None and labels is not None:
         least = effort.worth * _swap_steps(theta) * rows
         other = engine.swap(problem, theta != 0, theta, labels=labels, method=effort.swaps, least=least)
-        other, others = engine.refit(problem, other != 0, other, steps=1)
-        better = others < rows  # not where a swap came to nothing finite
-        yield np.where(better[:, None], other, theta)
+        swapped = np.flatnonzero(np.any(other != theta, axis=1))
+        if len(swapped):
+            part = replace(problem, weight=problem.weight[swapped])
+            refitted, ends = engine.refit(part, other[swapped] != 0, other[swapped], steps=1)
+            better = ends < rows[swapped]  # not where a swap came to nothing finite
+            theta = theta.copy()
+            theta[swapped[better]] = refitted[better]
+            yield theta
 
 
 def _swap_steps(theta: Array) -> NDArray[np.float64]:

@@ -13,16 +13,21 @@ namespace {
 
 // One thread's buffers; they grow to the largest tile.
 template <class T> struct Scratch {
-  std::vector<T> v, z, argument, moved;
+  std::vector<T> v, z, argument, moved, units;
   std::vector<std::int8_t> codes;
   std::vector<std::int32_t> sums;
   ProjectScratch<T> project;
   Workspace workspace;
 
-  void reserve(std::size_t size, bool rounded) {
-    for (auto* buffer : {&v, &z, &argument, &moved})
-      if (buffer->size() < size) buffer->resize(size);
-    if (rounded && codes.size() < size) codes.resize(size), sums.resize(size);
+  void reserve(View<const T> tile, bool rounded) {
+    const std::size_t size = tile.size();
+    if (v.size() < size) v.resize(size), z.resize(size);
+    if (rounded) {
+      if (codes.size() < size) codes.resize(size), sums.resize(size);
+      argument.resize(tile.cols), units.resize(std::max(units.size(), tile.rows));
+    } else if (moved.size() < size) {
+      argument.resize(size), moved.resize(size);
+    }
   }
 };
 
@@ -68,19 +73,20 @@ template <class T> class Splitting {
  private:
   void run_tile(View<const T> weight, View<T> out, std::size_t first, std::size_t thread) {
     Scratch<T>& scratch = scratch_[thread];
-    const std::size_t size = weight.size();
-    scratch.reserve(size, rounded_ != nullptr);
-    T* v = scratch.v.data();
-    std::copy_n(weight.data, size, v);
+    scratch.reserve(weight, rounded_ != nullptr);
+    const View<T> v{scratch.v.data(), weight.rows, weight.cols}, z{scratch.z.data(), weight.rows, weight.cols};
+    std::copy_n(weight.data, weight.size(), v.data);
     std::vector<Key<T>> hints(weight.rows);
-    for (std::size_t step = 1; step <= options_.steps; ++step) {
-      const bool last = step == options_.steps;
-      const View<T> z = last ? out : View<T>{scratch.z.data(), weight.rows, weight.cols};
-      project<T>(set_, {v, weight.rows, weight.cols}, z, first, scratch.project, hints.data());
-      if (last) break;
-      advance(weight, z.data, relaxation(step), scratch);
+    for (std::size_t step = 1; step < options_.steps; ++step) {
+      if (rounded_) {
+        advance_rounded(weight, v, z, relaxation(step), first, hints.data(), scratch);
+      } else {
+        project<T>(set_, v, z, first, scratch.project, hints.data());
+        advance(weight, v, z, relaxation(step), scratch);
+      }
       pool_.check(thread);
     }
+    project<T>(set_, v, out, first, scratch.project, hints.data());
   }
 
   // Of the move behind a selection, step = 1, ..., steps - 1: the bits of numpy.linspace.
@@ -93,34 +99,46 @@ template <class T> class Splitting {
   }
 
   // V <- V + t (W - Z - (W + V - 2 Z) M), t the relaxation.
-  void advance(View<const T> weight, const T* z, T relaxation, Scratch<T>& scratch) {
-    T* v = scratch.v.data();
+  void advance(View<const T> weight, View<T> v, View<T> z, T relaxation, Scratch<T>& scratch) {
+    const Index rows = static_cast<Index>(weight.rows), d = static_cast<Index>(weight.cols);
     T* argument = scratch.argument.data();
     T* moved = scratch.moved.data();
-    const T* w = weight.data;
-    for (std::size_t j = 0; j < weight.size(); ++j) argument[j] = w[j] + v[j] - z[j] - z[j];
-    multiply_rows(weight, scratch);
-    for (std::size_t j = 0; j < weight.size(); ++j) v[j] += relaxation * (w[j] - moved[j] - z[j]);
+    for (std::size_t j = 0; j < v.size(); ++j) argument[j] = reflected(weight.data[j], v.data[j], z.data[j]);
+    multiply<T>(argument, rows, d, exact_, moved, d, scratch.workspace);
+    for (std::size_t j = 0; j < v.size(); ++j) v.data[j] += relaxation * (weight.data[j] - moved[j] - z.data[j]);
   }
 
-  // moved = argument M.
-  void multiply_rows(View<const T> weight, Scratch<T>& scratch) {
-    const Index rows = static_cast<Index>(weight.rows), d = static_cast<Index>(weight.cols);
-    const T* argument = scratch.argument.data();
-    T* moved = scratch.moved.data();
-    if (!rounded_) return multiply<T>(argument, rows, d, exact_, moved, d, scratch.workspace);
-    std::vector<T> units(weight.rows);
+  // Z <- P(V) and the same with the rounded M. Only Z, codes and sums are kept for a whole tile: what else a row takes
+  // stays in the cache nearest to the core.
+  void advance_rounded(View<const T> weight, View<T> v, View<T> z, T relaxation, std::size_t first, Key<T>* hints,
+                       Scratch<T>& scratch) {
+    const std::size_t d = weight.cols, strip = std::min(strip_rows(set_.support), weight.rows);
     for (std::size_t i = 0; i < weight.rows; ++i) {
-      units[i] = round_row(argument + i * weight.cols, weight.cols, scratch.codes.data() + i * weight.cols);
+      if (i % strip == 0) {
+        const std::size_t count = std::min(strip, weight.rows - i);
+        project<T>(set_, v.strip(i, count), z.strip(i, count), first + i, scratch.project, hints + i);
+      }
+      T* argument = scratch.argument.data();
+      for (std::size_t j = 0; j < d; ++j) argument[j] = reflected(weight.row(i)[j], v.row(i)[j], z.row(i)[j]);
+      scratch.units[i] = round_row(argument, d, scratch.codes.data() + i * d);
     }
-    multiply<std::int8_t>(scratch.codes.data(), rows, d, codes_, scratch.sums.data(), d, scratch.workspace);
-    for (std::size_t i = 0, at = 0; i < weight.rows; ++i) {
-      for (std::size_t j = 0; j < weight.cols; ++j, ++at) {
-        const T shared = static_cast<T>(scratch.sums[at]) * (units[i] * rounded_->scale[j]);
-        moved[at] = shared + argument[at] * rounded_->diagonal[j];
+    const Index rows = static_cast<Index>(weight.rows), width = static_cast<Index>(d);
+    multiply<std::int8_t>(scratch.codes.data(), rows, width, codes_, scratch.sums.data(), width, scratch.workspace);
+    for (std::size_t i = 0; i < weight.rows; ++i) {
+      const T* w = weight.row(i);
+      const T* kept = z.row(i);
+      const std::int32_t* sums = scratch.sums.data() + i * d;
+      const T unit = scratch.units[i];
+      T* to = v.row(i);
+      for (std::size_t j = 0; j < d; ++j) {
+        const T moved = static_cast<T>(sums[j]) * (unit * rounded_->scale[j]) +
+                        reflected(w[j], to[j], kept[j]) * rounded_->diagonal[j];
+        to[j] += relaxation * (w[j] - moved - kept[j]);
       }
     }
   }
+
+  static T reflected(T w, T v, T z) { return w + v - z - z; }
 
   View<const T> weight_;
   const AdmmOptions& options_;
