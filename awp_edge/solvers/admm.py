@@ -40,8 +40,8 @@ class Admm:
         relaxation: t of the first and of the last move, in between by equal parts. Constant t converge for convex f and
             sets where 0 < t < 2.
         products: "float32" multiplies in the weights' dtype. "int8" rounds both factors of every product
-            (`RoundedMatrix`): half of the time with AVX2, the same bits on every machine, and another support where
-            it hardly matters: 0.01% of the error after a refit, on SmolLM2-135M.
+            (`RoundedMatrix`): quicker, the same bits on every machine, and another support where it hardly matters:
+            0.01% of the error in the end, on SmolLM2-135M (bench/search.py has both).
 
     Source: ADMM for pruning, Boza, Fast and effective weight update for pruned large language models (TMLR 2024), and
     Meng et al., ALPS (NeurIPS 2024). The scaling, and with it the fixed penalty, is this project's.
