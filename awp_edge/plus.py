@@ -41,8 +41,7 @@ class Effort:
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         "fast": Effort(Admm(steps=8, relaxation=(1.6, 0.4), products="int8"), refit=4),
-        # A row gains about half of what it promises. 36 steps and two thirds of this worth gained 0.03% in a quarter
-        # more time.
+        # A row gains about half of what it promises. More steps and less worth gain some hundredths of a percent.
         "default": Effort(
             Admm(steps=28, relaxation=(2.0, 0.4), products="int8"),
             refit=3,
