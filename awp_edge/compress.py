@@ -29,10 +29,10 @@ from .backend import resolve, wanted
 from .certificate import GramFacts, certify_layer, gram_facts
 from .checkpoint import State, Workspace, finished_manifest, open_workspace, partial_of, require_same
 from .errors import AwpError, DamagedCheckpoint, UsageError
+from .memory import require_memory
 from .methods import CompressSpec, compress_layer
 from .models import ModelFolder, copy_companions
 from .options import CompressOptions, fit_spec
-from .plan import require_memory
 from .problem import half_inner, ratio
 from .record import CompressSummary, Event, Progress, manifest_of, report_of, summary_of
 from .solvers.base import Result

@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from .artifacts import LinearInfo, grid_bits, sparse_bits
-from .calibrate.request import CalibrationRequest
-from .certificate import MAX_INPUTS
-from .constraints import RowSparse, Sparse
-from .errors import AwpError
+from .memory import (
+    calibration_size,
+    gram_entries,
+    hidden_state_bytes,
+    largest_block,
+    peak_memory_bytes,
+    require_memory,
+)
 from .methods import METHODS, CompressSpec
 from .models import ModelFolder
-from .options import BATCH_TOKENS, GRADIENT_TOKENS, HEAD_TOKENS, SELF, CompressOptions, fit_spec
+from .options import GRADIENT_TOKENS, CompressOptions, fit_spec
 
-#: Interpreter, NumPy, torch and transformers at work, in bytes (measured on Linux x86-64, torch 2.13 for CPU).
-BASE_BYTES = 600_000_000
-#: The same before any block was streamed.
-LOADED_BYTES = 450_000_000
-#: Matrices the size of the largest layer that a solver holds at once.
-SOLVER_MATRICES = 10
-#: Matrices the size of C, in float32, that it holds beside C: resident memory measured on 64 x 1536 (awp-plus: 64 x
-#: 3072), the core's and LAPACK's own included. Checking C takes two, low rank its roots; the others by method.
-CHECK_SQUARES, ROOT_SQUARES = 2, 10
-SQUARES: Mapping[str, int] = MappingProxyType(
-    {"awp-plus": 6, "sparsegpt": 8, "gptq": 7, "gptq-actorder": 7, "alps": 12}
-)
-#: Names of the linears that read what attention made of the block's input.
-OUTPUTS = frozenset({"o_proj", "out_proj", "c_proj", "dense", "wo"})
 #: Shares of the probe's product rate that whole stages reach.
 CALIBRATION_EFFICIENCY, SOLVE_EFFICIENCY = 0.5, 0.6
 #: What solving takes, in products W C: the paper's steps; measured on SmolLM2-135M for awp-plus, by kind and effort.
@@ -102,7 +90,7 @@ def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
     spec = fit_spec(options, layers)
     bits = {layer.name: _export_bits(layer.shape, spec) for layer in layers}
     settled = options.allocate == "uniform" or spec.kind == "quantization"
-    kept = partial(_kept, spec=spec) if settled else lambda shape: None
+    kept = spec.kept if settled else lambda shape: None
     planned = tuple(
         PlannedLayer(layer.name, i, layer.shape, kept(layer.shape), bits[layer.name] / math.prod(layer.shape))
         for i, block in enumerate(blocks)
@@ -111,9 +99,9 @@ def plan(folder: ModelFolder, options: CompressOptions) -> Plan:
     samples, seq_len = calibration_size(folder, options)
     compressed = _compressed_bytes(folder, layers, spec)
     memory = peak_memory_bytes(folder, layers, options)
-    kept_grams = 4 * len(blocks) * _gram_entries(_largest_block(layers))
+    kept_grams = 4 * len(blocks) * gram_entries(largest_block(layers))
     gradients = kept_grams if options.needs_gradients else 0
-    saved = 4 * sum(map(_gram_entries, tree.whole)) * (2 if options.needs_gradients else 1)
+    saved = 4 * sum(map(gram_entries, tree.whole)) * (2 if options.needs_gradients else 1)
     calibration_s, solve_s = _seconds(layers, spec, options, tokens=samples * seq_len)
     streamed = hidden_state_bytes(folder, options) + gradients
     if options.statistics == "reused":
@@ -163,112 +151,6 @@ def _module_tree(folder: ModelFolder, options: CompressOptions) -> _Tree:
     whole = [[LinearInfo(name, name, skeleton.shape(name)) for name in block] for block in skeleton.linears]
     kept = [[layer for layer in block if layer.name not in skeleton.skipped] for block in whole]
     return _Tree(skeleton.stack_name, whole, kept, bool(skeleton.model.can_generate()))
-
-
-def require_memory(folder: ModelFolder, layers: Sequence[LinearInfo], options: CompressOptions) -> None:
-    """Raise AwpError where the estimated peak exceeds the limit that the options set."""
-    limit = options.max_memory_bytes
-    if limit is None:
-        return
-    needed = peak_memory_bytes(folder, layers, options)
-    if needed > limit:
-        advice = ", or use a calibration file instead of self" if options.writes_text else ""
-        raise AwpError(
-            f"the run needs about {needed / 1e9:.2f} GB of memory and --max-memory allows {limit / 1e9:.2f} GB; "
-            f"raise the limit{advice}"
-        )
-
-
-def calibration_size(folder: ModelFolder, options: CompressOptions) -> tuple[int, int]:
-    """Return samples and tokens a sample: as asked, else the defaults, capped by the model's context.
-
-    Raises: UsageError where more tokens are asked for than the model can take.
-    """
-    asked = options.calibration
-    request = CalibrationRequest(
-        str(asked.get("source", SELF)), samples=asked.get("samples"), seq_len=asked.get("seq_len")
-    ).sized(folder)
-    assert request.samples is not None and request.seq_len is not None
-    return request.samples, request.seq_len
-
-
-def peak_memory_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], options: CompressOptions) -> int:
-    """Estimate the peak resident memory: the largest of the stages, over what the libraries need.
-
-    Embedding: the table in float32.  Calibration: a block's weights, a batch's activations, Gram matrices in float64
-    and float32.  Solving: the block dense and compressed, its Gram matrices, the solver's matrices of the largest
-    layer.  Certificates: `certificate_bytes`.  Text from the model itself: every weight and the keys and values of all
-    samples, in float32 (an upper bound: half of it where the processor multiplies bfloat16). Reused statistics need
-    neither calibration nor text.
-    """
-    samples, seq_len = calibration_size(folder, options)
-    hidden = _hidden_size(folder)
-    block = _largest_block(layers)
-    sizes = [math.prod(layer.shape) for layer in block]
-    grams = _gram_entries(block) + max(layer.shape[1] for layer in block) ** 2
-    batch = max(BATCH_TOKENS, seq_len) * (6 * hidden + 3 * max(max(layer.shape) for layer in block))
-    squares = solver_squares(options.spec)
-    solver = max(SOLVER_MATRICES * math.prod(x.shape) + squares * x.shape[1] ** 2 for x in block)
-    width = max(x.shape[1] for x in block)
-    certificate = certificate_bytes(width) if options.certificate else 0
-    stages = [
-        4 * max((math.prod(folder.shape(n)) for n in folder.tensor_names()), default=0),
-        4 * (2 * sum(sizes) + solver + grams),
-        4 * (2 * sum(sizes) + grams) + certificate,
-    ]
-    if options.statistics != "reused":
-        stages.append(4 * (sum(sizes) + batch) + 12 * grams)
-    if options.needs_gradients:  # what a block keeps for its way back; the head and some tokens' logits
-        head = max((math.prod(folder.shape(n)) for n in folder.tensor_names()), default=0)
-        stages += [
-            4 * (sum(sizes) + 3 * batch) + 12 * grams,
-            4 * (2 * head + 3 * HEAD_TOKENS * head // max(1, hidden)),
-        ]
-    streaming = BASE_BYTES + max(stages)
-    if not options.writes_text:
-        return streaming
-    numbers = sum(math.prod(folder.shape(n)) for n in folder.tensor_names())
-    cache = 2 * samples * seq_len * _n_blocks(folder) * _key_value_size(folder, hidden)
-    return max(streaming, LOADED_BYTES + 4 * (numbers + cache))
-
-
-def certificate_bytes(width: int) -> int:
-    """Return what certificates hold beside C: eight matrices in float64, two and a half beyond MAX_INPUTS."""
-    return (64 if width <= MAX_INPUTS else 20) * width**2
-
-
-def solver_squares(spec: CompressSpec) -> int:
-    """Return how many matrices the size of C a solver holds beside C."""
-    if spec.kind == "low rank":
-        return CHECK_SQUARES if not METHODS[spec.method].calibrated else ROOT_SQUARES
-    # Interleaved, C once more in the order of the blocks.
-    return SQUARES.get(spec.method, CHECK_SQUARES) + spec.interleaved
-
-
-def _gram_entries(block: Sequence[LinearInfo]) -> int:
-    """Estimate the entries of a block's Gram matrices.
-
-    Linears of one parent and width share their input, but for the one that puts attention's heads together.
-    """
-    names = [(*layer.name.rpartition(".")[::2], layer.shape[1]) for layer in block]
-    return sum(
-        d_in * d_in for _, _, d_in in {(parent, leaf in OUTPUTS, d_in) for parent, leaf, d_in in names}
-    )
-
-
-def hidden_state_bytes(folder: ModelFolder, options: CompressOptions) -> int:
-    """Return the bytes of the two hidden-state files, float32; before them those of all blocks for loss gradients."""
-    samples, seq_len = calibration_size(folder, options)
-    token = 4 * _hidden_size(folder)
-    dense = (
-        (_n_blocks(folder) + 3) * min(samples * seq_len, GRADIENT_TOKENS) if options.needs_gradients else 0
-    )
-    return token * max(2 * samples * seq_len, dense)
-
-
-def _n_blocks(folder: ModelFolder) -> int:
-    config = folder.text_config
-    return int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
 
 
 def product_rate(size: int = 768, repeats: int = 6) -> float:
@@ -333,17 +215,6 @@ def _compressed_bytes(folder: ModelFolder, layers: Sequence[LinearInfo], spec: C
     return own + folder.weight_bytes() - int(width * sum(math.prod(layer.shape) for layer in layers))
 
 
-def _kept(shape: tuple[int, int], spec: CompressSpec) -> int | None:
-    if spec.rank is not None:
-        return None
-    constraint = spec.constraint(shape)
-    support = constraint.support if isinstance(constraint, Sparse) else None
-    if isinstance(support, RowSparse):
-        return support.counts[0]
-    descriptor = support.descriptor() if support is not None else ("dense", (0,), 0, 0)
-    return shape[1] if descriptor[0] == "dense" else shape[1] * descriptor[1][0] // descriptor[2]
-
-
 def _left_alone(folder: ModelFolder, stack: str, layers: Sequence[LinearInfo]) -> tuple[str, ...]:
     """List the matrices of the block stack that are no kept linears."""
     taken = {folder.weight_name(layer.name) for layer in layers}
@@ -376,25 +247,3 @@ def _warnings(
     elif options.writes_text:
         notes.append(f"{folder.architecture} cannot write its own calibration text: give --calibration FILE")
     return tuple(notes)
-
-
-def _largest_block(layers: Sequence[LinearInfo]) -> list[LinearInfo]:
-    """Return the layers of the block with most weights; a block is what its linears' names share up to a number."""
-    blocks: dict[str, list[LinearInfo]] = {}
-    for layer in layers:
-        parts = layer.name.split(".")
-        last = max((i for i, part in enumerate(parts) if part.isdigit()), default=0)
-        blocks.setdefault(".".join(parts[: last + 1]), []).append(layer)
-    return max(blocks.values(), key=lambda block: sum(math.prod(layer.shape) for layer in block))
-
-
-def _hidden_size(folder: ModelFolder) -> int:
-    config = folder.text_config
-    return int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 0)
-
-
-def _key_value_size(folder: ModelFolder, hidden: int) -> int:
-    config = folder.text_config
-    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
-    kept = int(config.get("num_key_value_heads") or heads)
-    return kept * int(config.get("head_dim") or hidden // heads)

@@ -117,6 +117,16 @@ class CompressSpec:
         # Six decimals undo what binary floats make of 0.3, so that halves round up.
         return RowSparse(int(np.floor(round((1 - self.sparsity) * shape[1], 6) + 0.5)))
 
+    def kept(self, shape: tuple[int, int]) -> int | None:
+        """Return how many weights stay in every row of a (d_out, d_in) layer, None for low rank."""
+        if self.rank is not None:
+            return None
+        support = self.support(shape)
+        if isinstance(support, RowSparse):
+            return support.counts[0]
+        name, (count, *_), period, _ = support.descriptor()
+        return shape[1] if name == "dense" else shape[1] * count // period
+
     def constraint(self, shape: tuple[int, int], *, kept: tuple[int, ...] | None = None) -> Sparse | LowRank:
         """Return the constraint of a (d_out, d_in) layer; `kept` are its rows' own budgets where each has one.
 

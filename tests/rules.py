@@ -20,14 +20,16 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"plus", "lower_bound", "allocate"}),
     frozenset({"methods", "spec", "artifacts", "models", "fetching", "gguf_folder"}),
     frozenset({"options", "checkpoint", "certificate"}),
-    frozenset({"plan", "record", "evaluate", "report", "table", "table_page", "convergence", "calibrate"}),
+    frozenset(
+        {"memory", "plan", "record", "evaluate", "report", "table", "table_page", "convergence", "calibrate"}
+    ),
     frozenset({"compress", "export"}),
     frozenset({"cli"}),
 )
 SOLVING = frozenset({"solvers", "baselines", "backend", "native", "plus", "methods", "spec"})
 #: What a package must not import although it lies below: export and compress meet only through artifacts.
 FORBIDDEN: Mapping[str, frozenset[str]] = {
-    "export": (SOLVING - {"solvers"}) | {"calibrate", "plan", "compress"},
+    "export": (SOLVING - {"solvers"}) | {"calibrate", "memory", "plan", "compress"},
     "compress": frozenset({"calibrate", "export"}),
     "calibrate": frozenset({"methods", "spec", "solvers", "baselines", "backend"}),
 }

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 from awp_edge.artifacts import CompressedModel, LinearInfo
 from awp_edge.compress import Interrupted, compress_model
 from awp_edge.errors import AwpError, UsageError
+from awp_edge.memory import peak_memory_bytes
 from awp_edge.methods import CompressSpec, compress_layer
 from awp_edge.models import ModelFolder
 from awp_edge.options import DAMPING, CompressOptions, fit_spec
-from awp_edge.plan import peak_memory_bytes
 from awp_edge.problem import Problem
 from awp_edge.record import CompressSummary, Event, Progress
 

@@ -11,23 +11,21 @@ import numpy as np
 import pytest
 import tiny_models
 
-from awp_edge import certificate, native
-from awp_edge import plan as plan_module
+from awp_edge import certificate, memory, native
 from awp_edge.artifacts import LinearInfo
 from awp_edge.backend import Backend, NativeBackend, NumpyBackend
 from awp_edge.errors import AwpError, UsageError
-from awp_edge.methods import METHODS, CompressSpec, compress_layer
-from awp_edge.models import ModelFolder
-from awp_edge.options import CompressOptions
-from awp_edge.plan import (
+from awp_edge.memory import (
     SOLVER_MATRICES,
     calibration_size,
     certificate_bytes,
     hidden_state_bytes,
-    plan,
-    require_fit,
     solver_squares,
 )
+from awp_edge.methods import METHODS, CompressSpec, compress_layer
+from awp_edge.models import ModelFolder
+from awp_edge.options import CompressOptions
+from awp_edge.plan import plan, require_fit
 from awp_edge.problem import Array
 from awp_edge.solvers.admm import STRIP, Admm, proximal_map
 
@@ -241,13 +239,27 @@ def test_no_solver_holds_more_than_is_planned(llama: ModelFolder, asked: dict[st
         held = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    planned = SOLVER_MATRICES * weight.nbytes + solver_squares(spec) * gram.nbytes
+    planned = (
+        SOLVER_MATRICES * weight.nbytes + solver_squares(spec, threads=1, dense=1 - spec.pruned) * gram.nbytes
+    )
     assert 0.3 * planned < held < planned
+
+
+def test_every_thread_of_the_default_method_factors_a_support_of_its_own(llama: ModelFolder) -> None:
+    def peak(threads: int, **asked: object) -> int:
+        made = replace(options(**asked), threads=threads, certificate=False, statistics="reused")
+        return plan(llama, made).peak_memory_bytes
+
+    widest = 4 * 128**2  # down_proj's C, which sets the peak
+    assert peak(66, sparsity=0.5) - peak(2, sparsity=0.5) == 64 * widest / 4
+    assert peak(66, sparsity=0.25, bits=4) - peak(2, sparsity=0.25, bits=4) == 64 * widest * 0.75**2
+    assert peak(66, bits=4) == peak(2, bits=4)
+    assert peak(66, method="alps", sparsity=0.5) == peak(2, method="alps", sparsity=0.5)
 
 
 @pytest.mark.parametrize("limit", [512, 511])
 def test_no_certificate_holds_more_than_is_planned(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (certificate, plan_module):
+    for module in (certificate, memory):
         monkeypatch.setattr(module, "MAX_INPUTS", limit)
     (weight, gram), spec = layer(32, 512), CompressSpec(sparsity=0.5)
     result = compress_layer(weight, gram, spec, threads=1)
