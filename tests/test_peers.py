@@ -332,6 +332,22 @@ def some_dead(times: float) -> tuple[Problem, np.ndarray]:
     return Problem(np.where(dead, times * whole.weight, whole.weight), gram), dead
 
 
+@pytest.mark.parametrize("kind", ["duplicates", "constants", "few tokens"])
+def test_alps_takes_no_steps_in_noise(kind: str, backend: str) -> None:
+    engine = resolve(backend)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        inputs = rng.normal(size=(3 if kind == "few tokens" else 128, 32))
+        if kind == "duplicates":
+            inputs[:, :16] = inputs[:, 16:]
+        elif kind == "constants":
+            inputs[:, :8] = 1
+        gram = (inputs.T @ inputs / len(inputs)).astype(np.float32)
+        problem = Problem(rng.normal(size=(32, 32)).astype(np.float32), gram)
+        found = alps(problem, Sparse(RowSparse(3)), engine=engine)
+        assert problem.relative_error(found) < 1 and np.abs(found).max() < 1000
+
+
 def test_alps_keeps_no_dead_input_while_live_ones_go() -> None:
     problem, dead = some_dead(1.0)
     kept = alps(problem, Sparse(RowSparse(64)), engine=NUMPY) != 0

@@ -90,18 +90,21 @@ def refit(problem: Problem, mask: Mask, theta: Array, *, engine: Backend, steps:
 
     Preconditioned by the diagonal of C; cost 2 d_out d_in^2 a step.
     """
-    zero, tiny = theta.dtype.type(0), np.finfo(theta.dtype).tiny
+    zero, tiny, eps = theta.dtype.type(0), np.finfo(theta.dtype).tiny, np.finfo(theta.dtype).eps
     diagonal = problem.gram.diagonal()
     inverse = np.where(diagonal > 0, 1 / np.where(diagonal > 0, diagonal, diagonal.dtype.type(1)), zero)
     theta = np.where(mask, theta, zero)
     residual = np.where(mask, engine.product(problem.weight - theta, problem.gram), zero)
     direction = residual * inverse
-    square = np.sum(residual * direction, axis=1, keepdims=True)
+    first = square = np.sum(residual * direction, axis=1, keepdims=True)
     for _ in range(steps):
         image = np.where(mask, engine.product(direction, problem.gram), zero)
         curvature = np.sum(direction * image, axis=1, keepdims=True)
-        # A row without curvature is at its minimum, up to rounding.
-        length = np.where(curvature > tiny, square / np.maximum(curvature, tiny), zero)
+        # A row whose residual or curvature is rounding is at its minimum: a step would divide noise by noise.
+        scale = np.sum(direction * diagonal * direction, axis=1, keepdims=True)
+        flat = np.maximum(len(diagonal) * eps * scale, tiny)
+        moves = (curvature > flat) & (square > eps**2 * first)
+        length = np.where(moves, square / np.maximum(curvature, flat), zero)
         theta, residual = theta + length * direction, residual - length * image
         preconditioned = residual * inverse
         following = np.sum(residual * preconditioned, axis=1, keepdims=True)
