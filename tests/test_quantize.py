@@ -350,6 +350,17 @@ def test_backends_end_equally_good(isa: str, gram: str) -> None:
         assert_same_bits(runs[2].theta, runs[1].theta)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_scales_at_the_end_of_float16_are_served(backend: str, bits: int) -> None:
+    weight = make_weight("normal", (8, 64), "float64", seed=0)
+    weight *= 0.95 * float(np.finfo(np.float16).max) * (2**bits - 1) / np.ptp(weight, axis=1, keepdims=True)
+    problem = Problem(weight, make_gram("samples", 64, "float64", seed=0))
+    spec = IntGrid(bits, 64, half_scales=True)
+    found = quantize(problem, Sparse(Dense(), spec), engine=resolve(backend))
+    assert found.constraint.contains(found.theta)
+    assert found.objective <= problem.objective(spec.fit(weight).round(weight))
+
+
 def test_real_values_are_refused() -> None:
     with pytest.raises(ValueError, match="integer grid"):
         quantize(layer(), Sparse(Dense(), Reals()), engine=REFERENCE)

@@ -39,10 +39,12 @@ def candidates(spec: IntGrid, weight: Array) -> Candidates:
     A scale and an integer zero point are all that a grid has, so both ends of the range are searched.
     """
     full = spec.fit(weight)
+    largest = weight.dtype.type(np.finfo(np.float16 if spec.half_scales else weight.dtype).max)
     scales, zeros = [], []
     for shift in (0,) if spec.symmetric else SHIFTS:
         for fraction in FRACTIONS:
-            scales.append(usable_scales(full.scales * weight.dtype.type(fraction), half=spec.half_scales))
+            wider = np.minimum(full.scales * weight.dtype.type(fraction), largest)
+            scales.append(usable_scales(wider, half=spec.half_scales))
             zeros.append(np.clip(full.zeros.astype(np.int16) + shift, 0, spec.top).astype(np.uint8))
     return Candidates(spec, np.stack(scales), np.stack(zeros))
 
