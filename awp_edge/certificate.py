@@ -7,11 +7,24 @@ spaced rows: rows are independent and share C, so their shares stand for the lay
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .constraints import NM, BalancedBlock, Dense, LowRank, Mask, Reals, RowSparse, Sparse, interleaved
+from .constraints import (
+    NM,
+    BalancedBlock,
+    BlockSparse,
+    Dense,
+    LowRank,
+    Mask,
+    Reals,
+    RowSparse,
+    Sparse,
+    Support,
+    interleaved,
+)
 from .constraints.values import BoundGrid, IntGrid
 from .lower_bound import (
     FixedGrid,
@@ -103,16 +116,19 @@ class Certificate:
     bound_for: str
 
     def to_json(self) -> dict[str, float | int | str | None]:
-        """Return plain JSON values of four digits; infinity as None."""
-        return {key: _shortened(value) for key, value in asdict(self).items()}
+        """Return plain JSON values of four digits, those of a bound to its safe side; infinity as None."""
+        safe = {"lower_bound": ROUND_FLOOR, "at_most": ROUND_CEILING}
+        return {key: _shortened(value, rounding=safe.get(key)) for key, value in asdict(self).items()}
 
 
-def _shortened(value: float | int | str | None) -> float | int | str | None:
+def _shortened(value: float | int | str | None, *, rounding: str | None) -> float | int | str | None:
     if not isinstance(value, float):
         return value
     if abs(value) < NOISE:
         return 0.0
-    return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
+    return (
+        float(Context(prec=DIGITS, rounding=rounding).create_decimal(value)) if np.isfinite(value) else None
+    )
 
 
 def gram_facts(gram: Array) -> GramFacts:
@@ -154,7 +170,7 @@ def certify(
         facts: of the layer's C.
         step: eta of the method, None where it takes no gradient steps.
     """
-    rows = np.unique(np.arange(ROWS) * len(weight) // ROWS)
+    rows = _sampled_rows(constraint, len(weight))
     constraint = _of_rows(constraint, rows, in_blocks=result.encoding.interleaved)
     sample = _Sample.of(weight, constraint, result, facts=facts, rows=rows)
     support = sample.support_facts()
@@ -268,7 +284,8 @@ class _Sample:
             pull = self.gradient[i, kept]
             smallest = 1 / largest_eigenvalue(inverse)
             worst, weakest = max(worst, largest_eigenvalue(inner) / smallest), min(weakest, smallest)
-            left, total = left + float(pull @ inverse @ pull) / 2, total + float(self.objective[i])
+            f = float(self.objective[i])
+            left, total = left + min(float(pull @ inverse @ pull) / 2, f), total + f
         return worst, 1 - weakest / self.facts.largest, ratio(left, total)
 
     def descent_gain(self, constraint: Sparse | LowRank) -> float:
@@ -284,15 +301,13 @@ class _Sample:
         """Return the share of f that the best single change in every row removes (T04 d, e); None where not defined."""
         if isinstance(constraint, LowRank) or not self.objective.any():
             return None if isinstance(constraint, LowRank) else 0.0
+        movable = (self.theta != 0) | _free_places(constraint.support, self.theta)
         if self.grid is not None:
-            movable = (
-                np.ones(self.theta.shape, bool) if isinstance(constraint.support, Dense) else self.theta != 0
-            )
             gains = self._code_gains(self.grid, movable=movable)
         else:
             labels = swap_labels(constraint.support, self.theta.shape[1])
-            gains = np.array([self._swap_gain(i, labels) for i in range(len(self.theta))])
-        return float(gains.sum() / self.objective.sum())
+            gains = np.array([self._swap_gain(i, labels, movable=movable[i]) for i in range(len(self.theta))])
+        return float(np.minimum(gains, self.objective).sum() / self.objective.sum())
 
     def _code_gains(self, grid: BoundGrid, *, movable: Mask) -> Matrix:
         scales = np.repeat(grid.scales.astype(np.float64), grid.spec.group_size, axis=1)
@@ -303,12 +318,12 @@ class _Sample:
         change = shift * self.gradient + shift**2 * diagonal / 2
         return np.maximum(-change, 0).max(axis=1)
 
-    def _swap_gain(self, i: int, labels: NDArray[np.intp] | None) -> float:
+    def _swap_gain(self, i: int, labels: NDArray[np.intp] | None, *, movable: Mask) -> float:
         """Return how much the best swap of two entries of equal label, or change of one, lowers f in a row."""
         gram, g, theta = self.facts.gram, self.gradient[i], self.theta[i]
         diagonal = np.maximum(gram.diagonal(), np.finfo(np.float64).tiny)
         inside, outside = np.flatnonzero(theta), np.flatnonzero(theta == 0)
-        best = float(np.max(g[inside] ** 2 / (2 * diagonal[inside]), initial=0.0))
+        best = float(np.max(g[movable] ** 2 / (2 * diagonal[movable]), initial=0.0))
         if labels is None or not inside.size or not outside.size:
             return best
         removed = -theta[inside] * g[inside] + gram.diagonal()[inside] * theta[inside] ** 2 / 2
@@ -335,6 +350,31 @@ def _coordinates(parts: Encoding, d_in: int) -> tuple[NDArray[np.intp], Matrix]:
     """Return the order and the scales of the inputs in which the codes are."""
     scales = np.ones(d_in) if parts.input_scales is None else parts.input_scales.astype(np.float64)
     return interleaved(d_in) if parts.interleaved else np.arange(d_in), scales
+
+
+def _sampled_rows(constraint: Sparse | LowRank, d_out: int) -> NDArray[np.intp]:
+    """Return evenly spaced rows; whole strips where rows of a strip share their support."""
+    blocks = constraint.support if isinstance(constraint, Sparse) else None
+    strip = blocks.rows if isinstance(blocks, BlockSparse) else 1
+    count = max(1, ROWS // strip)
+    first = np.unique(np.arange(count) * (d_out // strip) // count) * strip
+    return (first[:, None] + np.arange(strip)).ravel()
+
+
+def _free_places(support: Support, theta: Matrix) -> Mask:
+    """Return the zeros that may become nonzero by themselves: those of groups with fewer nonzeros than allowed."""
+    match support:
+        case Dense():
+            return theta == 0
+        case RowSparse(n) | NM(n, _) | BalancedBlock(n, _):
+            allowed = np.reshape(n, (-1, 1))
+        case _:
+            return np.zeros(theta.shape, bool)
+    labels = swap_labels(support, theta.shape[1])
+    assert labels is not None
+    used = np.zeros((len(theta), int(labels.max()) + 1), dtype=np.intp)
+    np.add.at(used.T, labels, (theta != 0).T)
+    return (theta == 0) & (used < allowed)[:, labels]
 
 
 def _of_rows(constraint: Sparse | LowRank, rows: NDArray[np.intp], *, in_blocks: bool) -> Sparse | LowRank:

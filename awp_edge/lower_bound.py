@@ -66,12 +66,15 @@ class Cardinality:
         smallest = np.broadcast_to(np.clip(size - budget, 0, size - 1), (*pull.shape[:2], 1))
         low = np.zeros((*pull.shape[:2], 1))
         high = 2 / np.maximum(np.take_along_axis(np.sort(pull, axis=2), smallest, axis=2), _TINY)
-        for _ in range(BISECTIONS):
-            price = (low + high) / 2
-            over = np.clip(pull * price - 1, 0, 1).sum(axis=2, keepdims=True) > budget
-            low, high = np.where(over, low, price), np.where(over, price, high)
+        with np.errstate(
+            over="ignore"
+        ):  # a group with fewer inputs alive than its budget: the price has no bound
+            for _ in range(BISECTIONS):
+                price = (low + high) / 2
+                over = np.clip(pull * price - 1, 0, 1).sum(axis=2, keepdims=True) > budget
+                low, high = np.where(over, low, price), np.where(over, price, high)
+            inside = np.where(budget >= size, 1, np.clip(pull * low - 1, 0, 1))
         shares = np.empty_like(y)
-        inside = np.where(budget >= size, 1, np.clip(pull * low - 1, 0, 1))
         shares[:, self.groups] = np.where(budget == 0, 0, inside)
         return shares * (weight + y) / (1 + shares)
 
@@ -167,7 +170,7 @@ def separate(gram: Matrix) -> Separated | None:
         root = np.sqrt(free)
         step = 0.999 / largest_eigenvalue(root[:, None] * last * root)
         for _ in range(8):
-            if is_definite(remaining - np.diag(step * free)):
+            if _clearly_definite(remaining - np.diag(step * free), gram.diagonal()):
                 found = found + share * step * free
                 break
             step *= 0.95
@@ -179,14 +182,16 @@ def definite_inverse(matrix: Matrix) -> Matrix | None:
 
     None for others: Cholesky alone would let exactly dependent inputs pass, and their inverse is noise.
     """
-    diagonal = matrix.diagonal()
-    if not (diagonal > 0).all():
-        return None
-    scale = 1 / np.sqrt(diagonal)
-    margin = MARGIN * len(matrix) * np.finfo(np.float64).eps
-    if not is_definite(scale[:, None] * matrix * scale - margin * np.eye(len(matrix))):
+    if not (matrix.diagonal() > 0).all() or not _clearly_definite(matrix, matrix.diagonal()):
         return None
     return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
+
+
+def _clearly_definite(matrix: Matrix, diagonal: Matrix) -> bool:
+    """Return whether a symmetric matrix, scaled by `diagonal` on both sides, is definite by more than rounding."""
+    scale = 1 / np.sqrt(diagonal)
+    margin = MARGIN * len(matrix) * np.finfo(np.float64).eps
+    return is_definite(scale[:, None] * matrix * scale - margin * np.eye(len(matrix)))
 
 
 def is_definite(matrix: Matrix) -> bool:
