@@ -145,7 +145,7 @@ class Source:
             if "input_scales" in self._model.parts(name):
                 raise AwpError(
                     f"{name} has AWQ's input scales, which no node of the edge graph carries; "
-                    "use --format hf, or compress with gptq"
+                    "use --format hf, or compress with the default method"
                 )
             group = self.group_size(name)
             if group is not None:

@@ -79,7 +79,7 @@ def _application() -> typer.Typer:
     app = typer.Typer(
         name="awp-edge",
         help="Compress language models on a CPU and run them on the edge with ONNX Runtime.",
-        epilog="In a dense export zeros save neither time nor space; 4 or 2 bits save both.",
+        epilog="In a dense export zeros save neither time nor space; fewer bits do, and K/64 patterns with 4 bits.",
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

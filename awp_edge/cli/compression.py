@@ -19,7 +19,7 @@ from ..options import CompressOptions, Statistics
 from .command import Options, Outcome
 from .console import duration, facts, note, progress, size
 
-ZEROS_NOTE = "note: zeros in a dense export bring neither speed nor size; fewer bits do both"
+ZEROS_NOTE = "note: zeros in a dense export bring neither speed nor size; "
 
 if TYPE_CHECKING:
     from ..compress import CompressSummary
@@ -122,7 +122,8 @@ class SpecChoice(Options):
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Share of every input's energy that awp-plus adds to C: more for little calibration text.",
+            help="Share of every input's energy that awp-plus adds to C where it prunes, 0.03 if not given: more for "
+            "little calibration text.",
         ),
     ] = None
     backend: Annotated[str, typer.Option(metavar="auto|numpy|native", help="Who solves.")] = "auto"
@@ -256,7 +257,10 @@ def _plan_lines(planned: Plan) -> list[str]:
                 f"{len(planned.layers)} linears in {planned.n_blocks} blocks; {len(planned.left_alone)} left alone",
             ),
             ("asked", f"{asked.kind} by {asked.method}{_details(asked)}"),
-            ("calibration", f"{planned.samples} windows of {planned.seq_len} tokens"),
+            (
+                "calibration",
+                f"{planned.samples} windows of {planned.seq_len} tokens, fewer where the text ends",
+            ),
             ("bits per weight", f"{planned.bits_per_weight:.3f} in a {_export(asked)} export"),
             ("compressed folder", size(planned.compressed_bytes)),
             ("disk while running", size(planned.disk_bytes)),
@@ -350,7 +354,8 @@ def _summary_lines(summary: CompressSummary) -> list[str]:
             ("exact zeros", f"{summary.sparsity:.2%}"),
             (
                 "bits per weight",
-                f"{summary.bits_per_weight:.3f} in a {_export(spec)} export, scales and zero points included",
+                f"{summary.bits_per_weight:.3f} in a {_export(spec)} export"
+                + (", scales and zero points included" if spec.bits is not None else ""),
             ),
             ("mean relative error", f"{summary.mean_relative_error:.5f}"),
             ("time", f"{duration(summary.seconds)}, of which solving {duration(summary.solve_seconds)}"),
@@ -360,8 +365,11 @@ def _summary_lines(summary: CompressSummary) -> list[str]:
     asked, used = (summary.calibration.get(key) for key in ("samples", "windows"))
     if asked is not None and used is not None and used < asked:
         lines.append(f"note: the calibration text fills {used} of the {asked} windows asked for")
-    if summary.sparsity > 0.01 and not spec.sparse_export:
-        lines.append(ZEROS_NOTE)
+    if spec.kind in ("pruning", "joint") and not spec.sparse_export:
+        stored = "export --weights sparse stores the other weights alone"
+        lines.append(ZEROS_NOTE + (stored if spec.bits == 4 else "4 bits bring both"))
+    if spec.bits == 3:
+        lines.append("note: a dense export stores 3-bit codes in 4 bits")
     return lines
 
 

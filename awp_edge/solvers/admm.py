@@ -91,7 +91,7 @@ class RoundedMatrix:
     diagonal: Array
 
     def times(self, x: Array, *, engine: Operations) -> Array:
-        """Return x M for (n, d) x of the scale's dtype, each row rounded to 31 times its largest entry."""
+        """Return x M for (n, d) x of the scale's dtype, each row rounded to steps of a 31st of its largest entry."""
         left, unit = rounded_rows(x)
         return self.sums(left, engine=engine) * (unit * self.scale) + x * self.diagonal
 
