@@ -45,6 +45,10 @@ FAMILIES: dict[str, tuple[str, str, dict]] = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_positions": CONTEXT, "n_inner": 128, "resid_pdrop": 0.0}),
     "gpt-neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**_FFN, "tie_word_embeddings": False}),
     "bert": ("BertConfig", "BertModel", {**_FFN}),
+    "roberta": ("RobertaConfig", "RobertaModel", {**_FFN, "max_position_embeddings": CONTEXT + 2, "pad_token_id": 1}),
+    "deberta": ("DebertaV2Config", "DebertaV2Model",
+                {**_FFN, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 32,
+                 "share_att_key": True, "norm_rel_ebd": "layer_norm"}),
 }  # fmt: skip
 
 
@@ -61,11 +65,11 @@ def build(family: str, folder: Path, *, seed: int = 0, dtype: str = "float32", *
     return Path(folder)
 
 
-def build_nested(folder: Path) -> Path:
+def build_nested(folder: Path, *, vision_blocks: int = 1) -> Path:
     """Write a tiny model of images and text, whose config has its language model's as `text_config`."""
     text = {**_SIZES, **_GQA, "head_dim": 16}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3]}
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": 1, "patch_size": 4,
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": vision_blocks, "patch_size": 4,
               "out_hidden_size": 64, "deepstack_visual_indexes": [], "num_position_embeddings": 16}  # fmt: skip
     config = transformers.Qwen3VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision)
     with torch.random.fork_rng(devices=[]):

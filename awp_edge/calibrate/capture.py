@@ -44,7 +44,8 @@ class BlockCall:
 class Capture:
     """Hold what one run showed: the first block's input, each block's call, and who shares an input with whom.
 
-    inputs: linear -> the first linear of its block that reads the same tensor object; linears never called are absent.
+    inputs: linear -> the first linear of its block that reads the same tensor objects, call by call; linears never
+        called are absent.
     """
 
     hidden: torch.Tensor
@@ -99,7 +100,7 @@ class _Recorder:
         self.calls: list[BlockCall] = []
         self.inputs: dict[str, str] = {}
         self._hidden: torch.Tensor | None = None
-        self._seen: dict[int, tuple[torch.Tensor, str]] = {}
+        self._read: dict[str, list[torch.Tensor]] = {}
 
     def enter_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = None if args else next(key for key, value in kwargs.items() if isinstance(value, torch.Tensor))
@@ -111,13 +112,16 @@ class _Recorder:
         return without_data(args), without_data(kwargs)
 
     def leave_block(self, block: nn.Module, args: Any, output: Any) -> Any:
-        self._seen.clear()
+        first: dict[tuple[int, ...], str] = {}
+        for name, tensors in self._read.items():
+            self.inputs[name] = first.setdefault(tuple(map(id, tensors)), name)
+        self._read.clear()
         return (self._hidden, *output[1:]) if isinstance(output, tuple) else self._hidden
 
     def at_linear(self, name: str) -> Callable[[nn.Module, Any], None]:
         def note(module: nn.Module, args: Any) -> None:
-            # The tensor is kept beside its id, so that no other can take the id over.
-            self.inputs.setdefault(name, self._seen.setdefault(id(args[0]), (args[0], name))[1])
+            # Tensors are kept until the block ends, so that no other can take an id over.
+            self._read.setdefault(name, []).append(args[0])
 
         return note
 
