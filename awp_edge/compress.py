@@ -384,7 +384,8 @@ def compress_linear(
         layer = CompressedLayer.of(info.name, result, bits=spec.bits)
     except ValueError as error:
         raise AwpError(f"{info.name}: {error}") from None
-    zero_objective = half_inner(weight, weight @ gram.matrix)
+    exact = weight.astype(np.float64)  # of tiny weights nothing is left in float32
+    zero_objective = half_inner(weight, weight @ gram.matrix) or half_inner(exact, exact @ gram.matrix)
     record = {
         "name": info.name, "shape": list(layer.shape), "relative_error": ratio(result.objective, zero_objective),
         "iterations": result.n_iter, "converged": bool(result.converged), "reason": result.reason,

@@ -95,7 +95,8 @@ class ModelFolder:
     def require_finite(self) -> None:
         """Read every tensor once. Raises: AwpError naming the first with NaN or infinite entries."""
         for name in self.tensor_names():
-            self.tensor(name, finite=True)
+            # Old GPT-NeoX files hold the mask's -1e9, minus infinity in float16; no model reads it.
+            self.tensor(name, finite=not name.endswith(".masked_bias"))
 
     def weight_name(self, module: str) -> str:
         """Return the tensor that holds a module's weight, also where the file leaves out leading parts of its name."""
@@ -136,9 +137,9 @@ class ModelFolder:
         return self._files[name]
 
     def _open(self) -> dict[str, TensorFile]:
-        if (self.path / INDEX_FILE).is_file():
+        single = self.path / WEIGHTS_FILE  # which transformers takes first, too
+        if not single.is_file() and (self.path / INDEX_FILE).is_file():
             return self._open_shards()
-        single = self.path / WEIGHTS_FILE
         if not single.is_file():
             others = sorted(p.name for p in self.path.glob("*.safetensors"))
             if len(others) != 1:

@@ -21,6 +21,8 @@ TRANSPOSED_CLASS = "Conv1D"
 
 # Parameters that files hold under another name than the class gives them (GPT-NeoX).
 _OTHER_NAMES = MappingProxyType({"lm_head.weight": "embed_out.weight"})
+# What normalization layers' parameters were called in old files (BERT).
+_OLD_ENDINGS = MappingProxyType({"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"})
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -28,7 +30,8 @@ Weights = Mapping[str, NDArray[Any]]
 class Skeleton:
     """A model on the meta device (shapes, no weights) and the folder that its weights are read from.
 
-    `stack_name` is the longest ModuleList of one class whose members hold linears; `linears[i]` maps the linears of
+    `stack_name` is the longest ModuleList of one class whose members hold linears, of the text model where there are
+    others; `linears[i]` maps the linears of
     block i to their paths inside the block, in the order of the module tree. A linear is named by its tensor in the
     folder, without ".weight".
 
@@ -111,6 +114,11 @@ class Skeleton:
         """Read a parameter or buffer by its name in the model; floats as float32."""
         return as_tensor(self.folder.tensor(self.key(name), finite=True))
 
+    def _require_floats(self, key: str) -> None:
+        dtype = self.folder.dtype(key)
+        if not dtype.startswith(("F", "BF")):
+            raise AwpError(integers(self.folder, key))
+
     def _in_base(self, name: str) -> str:
         return name.removeprefix(f"{self._base_path}.") if self._base_path else name
 
@@ -119,6 +127,7 @@ class Skeleton:
         for path, module in self.stack[index].named_modules():
             if is_linear(module):
                 name = self.key(f"{self.stack_name}.{index}.{path}.weight").removesuffix(".weight")
+                self._require_floats(f"{name}.weight")
                 linears[name] = path
                 if type(module).__name__ == TRANSPOSED_CLASS:
                     self._transposed.add(name)
@@ -136,8 +145,15 @@ def meta_model(folder: ModelFolder) -> Any:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            folder.path, local_files_only=True, trust_remote_code=False
+        )
     except (ValueError, KeyError, OSError, TypeError) as error:
+        if "auto_map" in folder.config:
+            raise AwpError(
+                f"{folder.path}: {folder.architecture} needs code of its own, which is not run; only architectures of "
+                "transformers itself are supported"
+            ) from None
         raise AwpError(f"{folder.path}: transformers cannot read config.json: {first_line(error)}") from None
     model_class = getattr(transformers, folder.architecture, None)
     if model_class is None or not issubclass(model_class, transformers.PreTrainedModel):
@@ -153,6 +169,7 @@ def meta_model(folder: ModelFolder) -> Any:
             "only dense models are supported"
         )
     config.use_cache = False
+    config._attn_implementation = None  # a choice for other machines; None takes what this one has
     with torch.device("meta"):
         return model_class(config).eval()
 
@@ -171,6 +188,8 @@ def whole_model(folder: Any, *, dtype: torch.dtype = torch.float32, uniform: Col
         key = find_key(names, name, model.base_model_prefix)
         if key is not None:
             tensor = as_tensor(folder.tensor(key, finite=True))
+            if parameter.is_floating_point() and not tensor.is_floating_point():
+                raise AwpError(integers(folder, key))
             tensor = tensor.T.contiguous() if key in uniform and name in turned else tensor
             state[name] = tensor.to(dtype) if parameter.is_floating_point() else tensor
     revive(model, model, state)
@@ -183,8 +202,16 @@ def whole_model(folder: Any, *, dtype: torch.dtype = torch.float32, uniform: Col
 
 def find_key(names: Collection[str], name: str, prefix: str) -> str | None:
     """Return the tensor of a parameter: files may have the base model's prefix where the class has none, or not."""
-    candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}", _OTHER_NAMES.get(name))
-    return next((key for key in candidates if key in names), None)
+    older = name
+    for new, old in _OLD_ENDINGS.items():
+        older = f"{older.removesuffix(new)}{old}" if older.endswith(new) else older
+    found = (f for n in (name, older) for f in (n, n.removeprefix(f"{prefix}."), f"{prefix}.{n}"))
+    return next((key for key in (*found, _OTHER_NAMES.get(name)) if key in names), None)
+
+
+def integers(folder: Any, key: str) -> str:
+    """Return what to say of a weight that is stored as integers."""
+    return f"{folder.path}: {key} is stored as integers, so the model is quantized already; give its original weights"
 
 
 def as_tensor(array: NDArray[Any]) -> torch.Tensor:
@@ -232,10 +259,16 @@ def _compute_buffers(model: Any, part: nn.Module, names: Sequence[str]) -> None:
 
 
 def _find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the longest outermost ModuleList of one class with linears inside; the first of equals."""
+    """Return the longest outermost ModuleList of one class with linears inside; the first of equals.
+
+    Only the text model is searched where the config has a section of its own for it.
+    """
     found: list[tuple[str, nn.ModuleList]] = []
+    root = _text_model(model)
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer, _ in found)
+        if not path.startswith(root):
+            continue
         if isinstance(module, nn.ModuleList) and not inside and _is_stack(module):
             found.append((path, module))
     if not found:
@@ -243,6 +276,15 @@ def _find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"{type(model).__name__} has no stack of blocks that hold linear layers: nothing to compress"
         )
     return max(found, key=lambda item: len(item[1]))
+
+
+def _text_model(model: Any) -> str:
+    """Return the path of the outermost module that the config's text section describes; "" where it has none."""
+    text = model.config.get_text_config()
+    if text is model.config:
+        return ""
+    kinds = ((path, getattr(module, "config", None)) for path, module in model.named_modules())
+    return next((path for path, config in kinds if type(config) is type(text)), "")
 
 
 def _is_stack(modules: nn.ModuleList) -> bool:

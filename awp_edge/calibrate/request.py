@@ -27,6 +27,11 @@ TOKEN_WEIGHTS = ("uniform", "norm", "loss")
 _DEFAULT_SIZE = {SELF: (16, 1024)}
 _TEXT_SIZE = (64, 2048)
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+#: Families whose positions start behind the padding token's number.
+_PADDED_POSITIONS = frozenset({
+    "camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+})  # fmt: skip
 
 Progress = Callable[[str], None]
 Tokens = NDArray[np.int32]
@@ -61,8 +66,8 @@ class CalibrationRequest:
     token_weights: str = "uniform"
 
     def __post_init__(self) -> None:
-        if self.seed is not None and self.seed < 0:
-            raise UsageError(f"--seed must be 0 or more, got {self.seed}")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise UsageError(f"--seed must be 0 or more and fit 64 bits, got {self.seed}")
 
     def check(self) -> None:
         """Raise UsageError for options that do not go together, AwpError for a file that cannot be read."""
@@ -103,7 +108,10 @@ class CalibrationRequest:
 def context_length(folder: ModelFolder) -> int | None:
     """Return the number of positions that a model can take, as its config says."""
     config = folder.text_config
-    return next((int(config[key]) for key in _CONTEXT_KEYS if config.get(key)), None)
+    found = next((int(config[key]) for key in _CONTEXT_KEYS if config.get(key)), None)
+    if found is None or config.get("model_type") not in _PADDED_POSITIONS:
+        return found
+    return found - int(config.get("pad_token_id") or 0) - 1
 
 
 def open_statistics(

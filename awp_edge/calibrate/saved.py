@@ -18,9 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifacts import Gram, LinearInfo, Sensitivity
-from ..errors import AwpError
+from ..errors import AwpError, UsageError
 from ..models import ModelFolder
-from ..storage import TensorFile, file_sha256, read_json, sole_owner, write_json, write_tensors, writing
+from ..storage import (
+    TensorFile,
+    file_sha256,
+    partial_of,
+    read_json,
+    sole_owner,
+    write_json,
+    write_tensors,
+    writing,
+)
 from .names import skipped_names
 
 SCHEMA_VERSION = 1
@@ -58,6 +67,13 @@ def saved_calibration(directory: Path) -> Mapping[str, Any]:
     """Return what a complete set was calibrated on. Raises: AwpError where it is no set of this version."""
     calibration: Mapping[str, Any] = _read_manifest(directory)["calibration"]
     return calibration
+
+
+def require_apart(directory: Path, out: Path) -> None:
+    """Raise UsageError where OUT or OUT.partial, which a run fills and renames, would hold the statistics."""
+    for folder in (out, partial_of(out)):
+        if directory.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"--statistics {directory} lies in {folder}: give a folder outside of OUT")
 
 
 def require_claimable(directory: Path) -> None:

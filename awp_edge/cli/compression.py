@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..calibrate.request import CalibrationRequest, open_statistics
-from ..calibrate.saved import has_statistics
+from ..calibrate.saved import has_statistics, require_apart
 from ..errors import UsageError
 from ..methods import DEFAULT_METHOD, EFFORTS, METHODS, CompressSpec
 from ..options import CompressOptions, Statistics
@@ -150,8 +151,8 @@ class SpecChoice(Options):
             raise UsageError("nothing to do: give --bits, --sparsity, --pattern or --rank")
         if self.backend not in ("auto", "numpy", "native"):
             raise UsageError(f"--backend must be auto, numpy or native, got {self.backend!r}")
-        if self.max_memory is not None and not self.max_memory > 0:
-            raise UsageError(f"--max-memory must be positive, got {self.max_memory:g}")
+        if self.max_memory is not None and not 0 < self.max_memory < math.inf:
+            raise UsageError(f"--max-memory must be a positive number of GB, got {self.max_memory:g}")
         asked = self.request()
         asked.check()
         spec = CompressSpec(
@@ -312,6 +313,8 @@ def compress(options: CompressChoice, *, warn: Callable[[str], None] | None = No
     Raises: AwpError, in one line, for everything a user can mend.
     """
     settled = options.settled(resume=options.resume)
+    if options.statistics is not None:
+        require_apart(options.statistics, options.out)
     summary = _compress(options, settled, warn=warn or (lambda line: None))
     return Outcome(summary.to_json(), _summary_lines(summary))
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..artifacts import folder_kind
+from ..artifacts import CompressedModel, folder_kind
 from ..calibrate.text import read_text
 from ..errors import AwpError
 from ..evaluate import DEFAULT_SEQ_LEN, Evaluation, LogitsSource, evaluate
@@ -107,9 +107,13 @@ def measure(
 def open_source(folder: Path, *, threads: int | None = None) -> LogitsSource:
     """Open any kind of model folder: in ONNX Runtime if it is an edge folder, all of it read once, in torch otherwise.
 
-    Raises: AwpError for a folder that cannot be opened, or an edge folder in which a file is not what was written.
+    Raises: AwpError for a folder that cannot be opened, or an edge or compressed folder in which a file is not what was
+        written.
     """
-    if folder_kind(folder) == "edge":
+    kind = folder_kind(folder)
+    if kind == "compressed":
+        CompressedModel(folder).verify()
+    if kind == "edge":
         from ..export.manifest import verify
         from ..export.runtime import EdgeModel
 
