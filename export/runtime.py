@@ -184,7 +184,11 @@ class EdgeModel:
         wanted = {value.name for value in self._session.get_inputs()}
         names = [value.name for value in self._session.get_outputs()]
         inputs = {**{name: value for name, value in feeds.items() if name in wanted}, **past}
-        return dict(zip(names, self._session.run(names, inputs), strict=True))
+        try:
+            outputs = self._session.run(names, inputs)
+        except Exception as error:
+            raise AwpError(f"ONNX Runtime cannot run {self.folder}: {_first_line(error)}") from None
+        return dict(zip(names, outputs, strict=True))
 
     @property
     def _genai(self) -> Any:

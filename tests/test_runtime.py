@@ -63,6 +63,14 @@ def test_the_configuration_may_be_edited(edge: Path) -> None:
         EdgeModel(edge)
 
 
+def test_a_graph_that_does_not_run_gets_one_line(edge: Path) -> None:
+    config = read_json(edge / "genai_config.json")
+    config["model"]["decoder"]["num_key_value_heads"] = 3
+    write_json(edge / "genai_config.json", config)
+    with pytest.raises(AwpError, match=r"^ONNX Runtime cannot run [^\n]+edge: [^\n]+$"):
+        list(EdgeModel(edge).logits([1, 2]))
+
+
 def test_bench_measures_in_a_process_of_its_own(exported: Path) -> None:
     """Also where prompt and tokens fill the context: the run that warms up is no longer than those measured."""
     model = EdgeModel(exported, threads=1)
