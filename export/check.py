@@ -22,13 +22,13 @@ from .sparse_packing import halves
 
 Floats = NDArray[np.float32]
 
-#: Words whose first tokens are the window of the check; any text does, real words are what models are made for.
+#: Words that the check runs, again and again if need be; any text does, real words are what models are made for.
 SAMPLE = (
     "The river runs from the mountains to the sea, past villages, farms and old stone bridges. In spring the snow "
     "melts and the water rises; children count the boats and their parents mend the nets. A traveller who asked "
     "how far it was to the coast was told: two days on foot, one day on horseback, half a day by boat."
 )
-WINDOW = 64
+WINDOW = 64  # tokens whose logits are compared
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,15 @@ def _turned(node: ir.Node, d_in: int) -> bool:
     return True
 
 
-def compare_logits(reference: Iterable[Floats], other: Iterable[Floats]) -> Agreement:
-    """Compare logits, both given in chunks of (tokens, vocabulary)."""
-    a, b = (np.concatenate(list(chunks)).astype(np.float64) for chunks in (reference, other))
+def sample_length(context: int, window: int | None) -> int:
+    """Return how many tokens the check runs: past the window of attention, where that is below the context."""
+    beyond = window if window is not None and window < context else 0
+    return min(context, WINDOW + beyond)
+
+
+def compare_logits(reference: Iterable[Floats], other: Iterable[Floats], *, last: int = 0) -> Agreement:
+    """Compare logits, both given in chunks of (tokens, vocabulary), of all tokens or of the `last` ones."""
+    a, b = (_rows(chunks, last).astype(np.float64) for chunks in (reference, other))
     if a.shape != b.shape:
         raise AwpError(f"the exported model gives logits of shape {b.shape}, the compressed one {a.shape}")
     log_p, log_q = _log_softmax(a), _log_softmax(b)
@@ -145,9 +151,33 @@ def compare_logits(reference: Iterable[Floats], other: Iterable[Floats]) -> Agre
     return Agreement(len(a), float(np.abs(a - b).max()), kl, top1)
 
 
+def _rows(chunks: Iterable[Floats], last: int) -> Floats:
+    """Return the rows of all chunks, or the last ones, in memory with one chunk at a time."""
+    if not last:
+        return np.concatenate(list(chunks))
+    kept: Floats | None = None
+    for chunk in chunks:
+        kept = chunk[-last:].copy() if kept is None else np.concatenate([kept, chunk[-last:]])[-last:]
+    assert kept is not None
+    return kept
+
+
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def require_agreement(agreement: Agreement, *, accuracy_level: int, head: str) -> float:
+    """Return the tolerated KL divergence. Raises: AwpError where the logits differ more, naming what may help."""
+    limit = tolerated_kl(accuracy_level, head)
+    if agreement.kl <= limit:
+        return limit
+    coarse = {"--accuracy-level 0": accuracy_level != 0, "--lm-head fp32": head != "fp32"}
+    untried = " or ".join(option for option, open_yet in coarse.items() if open_yet)
+    raise AwpError(
+        f"the exported model's logits are off: KL {agreement.kl:.3g} nats a token, at most {limit:.3g} allowed; "
+        f"nothing was written: {'try ' + untried if untried else 'use --format hf'}"
+    )
 
 
 def tolerated_kl(accuracy_level: int, head: str) -> float:

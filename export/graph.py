@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,8 @@ BUILDER = "onnxruntime_genai.models.builder"
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
+#: Model types whose layers all see `sliding_window` tokens: the builder only windows what `layer_types` names.
+_ONE_WINDOW = frozenset({"mistral", "phi3", "phimoe"})
 _BLOCK = re.compile(r"layers[./](\d+)[./]")
 Floats = NDArray[np.float32]
 
@@ -58,7 +61,8 @@ def build_float_graph(model: Path, out: Path, *, fuse_qkv: bool) -> ir.Model:
         AwpError: the builder failed; its last line is passed on.
     """
     out.mkdir(parents=True, exist_ok=True)
-    options = ["hf_token=false", f"fuse_qkv={str(fuse_qkv).lower()}"]
+    # A cache as short as the window has shapes and rules of its own, which ONNX Runtime alone does not follow.
+    options = ["hf_token=false", f"fuse_qkv={str(fuse_qkv).lower()}", "windowed_kv_cache=false"]
     command = [sys.executable, "-P", "-m", BUILDER, "-i", str(model.resolve()), "-o", str(out.resolve()), "-p", "fp32",
                "-e", "cpu", "-c", str((out / "cache").resolve()), "--extra_options", *options]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -76,6 +80,23 @@ def _builder_failure(stderr: str) -> str:
     if "ModuleNotFoundError" in last:
         return f"the model builder of onnxruntime-genai needs more packages ({last}); pip install 'awp-edge[export]'"
     return f"the model builder of onnxruntime-genai failed: {last[:300]}; use --format hf"
+
+
+def attention_window(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens back some or all layers of a model see; None where all of them see the whole context."""
+    window = config.get("sliding_window")
+    used = isinstance(window, int) and window > 0 and config.get("use_sliding_window") is not False
+    return window if used else None
+
+
+def set_window(model: ir.Model, config: Mapping[str, Any]) -> None:
+    """Give the attention nodes the window that all layers share, where the builder leaves it out."""
+    window = attention_window(config)
+    if window is None or config.get("model_type") not in _ONE_WINDOW or config.get("layer_types"):
+        return
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", window)
 
 
 def constant_matmuls(model: ir.Model) -> list[ir.Node]:

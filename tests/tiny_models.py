@@ -41,6 +41,17 @@ FAMILIES: dict[str, tuple[str, str, dict]] = {
         {**_GQA, "head_dim": 16, "sliding_window": 16,
          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     ),
+    "gemma2": (
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {**_GQA, "head_dim": 16, "sliding_window": 16, "tie_word_embeddings": False},
+    ),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {**_GQA, "sliding_window": 80}),
+    "phi3": (
+        "Phi3Config",
+        "Phi3ForCausalLM",
+        {**_GQA, "sliding_window": 80, "original_max_position_embeddings": CONTEXT},
+    ),
     "opt": ("OPTConfig", "OPTForCausalLM", {"ffn_dim": 128, "word_embed_proj_dim": 64, "dropout": 0.0}),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_positions": CONTEXT, "n_inner": 128, "resid_pdrop": 0.0}),
     "gpt-neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**_FFN, "tie_word_embeddings": False}),
