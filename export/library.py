@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import AwpError
 from .sparse_packing import SparseLinear
 
-LIBRARY = "libawp_edge_ops.dylib" if sys.platform == "darwin" else "libawp_edge_ops.so"
+LIBRARY = "libawp_edge_ops.so"  # on macOS too: CMake calls a loadable module so, and folders name it
 Floats = NDArray[np.float32]
 
 _SIZES = (

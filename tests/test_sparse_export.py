@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,12 @@ def test_the_folder_carries_its_operator(edge: ExportSummary) -> None:
     model = EdgeModel(edge.folder)
     assert library.LIBRARY in model.manifest["files"]
     assert model.config["model"]["decoder"]["session_options"]["custom_ops_library"] == library.LIBRARY
+
+
+def test_the_library_has_the_name_that_cmake_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loadable modules end in .so on macOS too; only shared libraries end in .dylib there."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert runpy.run_path(library.__file__, run_name="awp_edge.export.mac")["LIBRARY"] == "libawp_edge_ops.so"
 
 
 def test_generation_follows_the_logits(
