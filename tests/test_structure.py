@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -118,6 +119,15 @@ def test_no_machine_paths_or_notes_to_oneself() -> None:
     ]
     assert not found, "\n".join(found)
     assert LEFTOVERS.search("see /wo" + "rk/x") and LEFTOVERS.search("# TO" + "DO later")
+
+
+def test_running_asks_for_a_runtime_that_opens_what_export_writes() -> None:
+    """Folders carry what the builder of one version writes; older runtimes refuse its configuration."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (wanted,) = [name for name in extras["run"] if name.startswith("onnxruntime-genai")]
+    assert wanted == "onnxruntime-genai>=0.18" and "awp-edge[run,calibrate]" in extras["export"]
+    for page in ("device.md", "first-model.md"):
+        assert f"pip install onnxruntime '{wanted}'" in (ROOT / "docs" / page).read_text()
 
 
 def test_no_file_is_too_long() -> None:
