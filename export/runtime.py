@@ -106,14 +106,13 @@ class EdgeModel:
         Args:
             prompt: plain text, or the user's message where `chat` is set.
             max_tokens: new tokens at most.
-            chat: put the prompt into the folder's chat template.
+            chat: put the prompt into the folder's chat template, which has the special tokens it wants.
 
         Raises:
             AwpError: an empty prompt, or one that leaves no room in the context.
         """
-        context, tokenizer = self.context_length, self._genai_tokenizer
-        text = _chat(tokenizer, prompt) if chat else prompt
-        tokens = tokenizer.encode(text)
+        context = self.context_length
+        tokens = list(self.encode(_chat(self._genai_tokenizer, prompt))) if chat else self._opened(prompt)
         room = min(max_tokens, context - len(tokens))
         if not len(tokens) or room < 1:
             raise AwpError(f"the prompt has {len(tokens)} tokens and the context {context}; "
@@ -122,17 +121,22 @@ class EdgeModel:
         generator.append_tokens(tokens)
         while not generator.is_done():
             generator.generate_next_token()
-        sequence, shown = generator.get_sequence(0), tokenizer.decode(tokens)
-        whole = tokenizer.decode(sequence)
-        return str(
-            whole[len(shown) :] if whole.startswith(shown) else tokenizer.decode(sequence[len(tokens) :])
-        )
+        # onnxruntime-genai's tokenizer ends a text at the first byte that is not UTF-8.
+        sequence, shown = generator.get_sequence(0), self.decode(tokens)
+        whole = self.decode(sequence)
+        return whole[len(shown) :] if whole.startswith(shown) else self.decode(sequence[len(tokens) :])
 
     def bench(self, *, prompt_tokens: int = 128, tokens: int = 64, repeats: int = 3) -> dict[str, Any]:
         """Measure prefill, decode, time to first token and memory in a process of its own, see `measure`."""
         from .measure import measure
 
         return measure([self], prompt_tokens=prompt_tokens, tokens=tokens, repeats=repeats)[0]
+
+    def _opened(self, text: str) -> list[int]:
+        """Return the tokens of a text to continue: with the special ones before it (BOS), not those behind (EOS)."""
+        found = self._tokenizer.encode(text)
+        end = max((i + 1 for i, added in enumerate(found.special_tokens_mask) if not added), default=0)
+        return list(found.ids[:end])
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -51,6 +51,45 @@ def test_the_whole_text_is_encoded_whatever_the_tokenizer_was_saved_with(edge: P
     np.testing.assert_array_equal(EdgeModel(edge).encode(text), tokens)
 
 
+def greedy(model: EdgeModel, tokens: list[int], count: int) -> str:
+    """Return the text of the most likely tokens, one after the other."""
+    found: list[int] = []
+    for _ in range(count):
+        found.append(int(np.concatenate(list(model.logits(tokens + found)))[-1].argmax()))
+    return model.decode(found)
+
+
+def test_text_goes_on_behind_bytes_that_are_not_utf_8(exported: Path) -> None:
+    model = EdgeModel(exported, threads=1)
+    wanted = greedy(model, list(model.encode("the")), 6)
+    assert "\ufffd" in wanted[:-1] and model.generate("the", max_tokens=6) == wanted
+
+
+def test_prompts_begin_as_the_tokenizer_begins_a_text(edge: Path) -> None:
+    """With its BOS, but not with the EOS it puts behind; a chat template has its own special tokens."""
+    saved = read_json(edge / "tokenizer.json")
+    special = {
+        name: {"id": name, "ids": [token], "tokens": [name]} for name, token in (("<s>", 256), ("</s>", 257))
+    }
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+              {"SpecialToken": {"id": "</s>", "type_id": 0}}]  # fmt: skip
+    processor = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+    write_json(edge / "tokenizer.json", {**saved, "post_processor": processor})
+    manifest = read_json(edge / "manifest.json")
+    manifest["files"]["tokenizer.json"]["bytes"] = (edge / "tokenizer.json").stat().st_size
+    write_json(edge / "manifest.json", manifest)
+    (edge / "chat_template.jinja").write_text(
+        "<s>{% for message in messages %}{{ message.content }}:{% endfor %}"
+    )
+    model = EdgeModel(edge, threads=1)
+    text = list(model.encode("the"))
+    assert model.generate("the", max_tokens=4) == greedy(model, [256, *text], 4) != greedy(model, text, 4)
+    asked = [256, *model.encode("the:")]
+    assert model.generate("the", max_tokens=4, chat=True) == greedy(model, asked, 4)
+    with pytest.raises(AwpError, match="the prompt has 0 tokens"):
+        model.generate("")
+
+
 def test_the_configuration_may_be_edited(edge: Path) -> None:
     """As the documentation says for devices with other numbers of cores."""
     config = read_json(edge / "genai_config.json")
