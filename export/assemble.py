@@ -125,8 +125,8 @@ def _replace_layers(model: ir.Model, source: Source, matches: Matches, *, kinds:
             )
         elif layer.encoding.codes is not None:
             packed[node] = concatenate([_rows(source.packed(part.layer), part) for part in rows])
-        elif layer.encoding.left is not None and layer.encoding.right is not None:
-            factors[node] = (layer.encoding.left.astype(np.float32), layer.encoding.right.astype(np.float32))
+        elif (low_rank := source.factors(rows[0].layer)) is not None:
+            factors[node] = (low_rank[0][rows[0].start : rows[0].stop], low_rank[1])
     PackMatMuls(packed, accuracy_level=kinds.accuracy_level)(model)
     SparseMatMuls(sparse, accuracy_level=kinds.accuracy_level)(model)
     FactorMatMuls(factors)(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..constraints import interleaved
 from ..errors import AwpError
-from .graph import GRAPH_FILE, Matches
+from .graph import GRAPH_FILE, Matches, Rows
 from .packing import PackedLinear
 from .passes.common import array_of, name_of
 from .passes.factor import factor_names
@@ -21,6 +21,8 @@ from .passes.sparse import GATE, GATED, UP, read_sparse, sparse_name
 from .sparse_packing import halves
 
 Floats = NDArray[np.float32]
+#: Gives a linear's (left, right) factors, None where it has none.
+ReadFactors = Callable[[str], tuple[Floats, Floats] | None]
 
 #: Words that the check runs, again and again if need be; any text does, real words are what models are made for.
 SAMPLE = (
@@ -64,8 +66,16 @@ class Agreement:
     top1: float
 
 
-def check_weights(folder: Path, matches: Matches, dense: Callable[[str], Floats]) -> WeightCheck:
+def check_weights(
+    folder: Path, matches: Matches, dense: Callable[[str], Floats], *, factors: ReadFactors | None = None
+) -> WeightCheck:
     """Compare every compressed linear with what the written graph holds.
+
+    Args:
+        folder: what was written.
+        matches: MatMul node name -> the rows of linears that it carries.
+        dense: gives a linear's weight, (d_out, d_in) float32.
+        factors: gives those of a low-rank linear, which are compared instead: products need not have the same bits.
 
     Raises:
         AwpError: a weight that differs, naming its node.
@@ -74,19 +84,26 @@ def check_weights(folder: Path, matches: Matches, dense: Callable[[str], Floats]
     nodes = {name_of(node): node for node in model.graph}
     for node in [node for node in model.graph if node.op_type == GATED]:
         nodes.update({sparse_name(node.metadata_props[part]): node for part in (GATE, UP)})
-    weights = zeros = n_bytes = sparse = 0
+    weights = zeros = n_bytes = 0
+    layers: set[str] = set()
+    sparse: set[str] = set()
     for name, rows in matches.items():
-        written = _written(nodes, name)
         n_bytes += _stored_bytes(nodes, name)
-        sparse += len(rows) if sparse_name(name) in nodes else 0
+        layers.update(part.layer for part in rows)
+        sparse.update(part.layer for part in rows if sparse_name(name) in nodes)
         wanted = np.concatenate([dense(part.layer)[part.start : part.stop] for part in rows])
-        if written.shape != wanted.shape or not np.array_equal(written, wanted):
+        low_rank = _factors(nodes, name)
+        if low_rank is None:
+            same = np.array_equal(_written(nodes, name), wanted)
+        else:
+            same = factors is not None and _same_factors(low_rank, rows, factors)
+        if not same:
             raise AwpError(
                 f"{name}: the written graph holds other weights than the compressed model; export again"
             )
-        weights += written.size
-        zeros += written.size - int(np.count_nonzero(written))
-    return WeightCheck(sum(len(rows) for rows in matches.values()), weights, zeros, n_bytes, sparse)
+        weights += wanted.size
+        zeros += wanted.size - int(np.count_nonzero(wanted))
+    return WeightCheck(len(layers), weights, zeros, n_bytes, len(sparse))
 
 
 def _written(nodes: dict[str, ir.Node], name: str) -> Floats:
@@ -99,10 +116,24 @@ def _written(nodes: dict[str, ir.Node], name: str) -> Floats:
         return halves(read_sparse(sparse))[name == sparse.metadata_props[UP]].dense()
     if sparse is not None:
         return read_sparse(sparse).dense()
-    if name in nodes:
-        return array_of(nodes[name].inputs[1]).T
-    right, left = (array_of(nodes[part].inputs[1]).T for part in factor_names(name))
-    return np.ascontiguousarray(left) @ np.ascontiguousarray(right)
+    return array_of(nodes[name].inputs[1]).T
+
+
+def _factors(nodes: dict[str, ir.Node], name: str) -> tuple[Floats, Floats] | None:
+    """Return the (left, right) factors that stand in the place of a MatMul, if two thin ones do."""
+    right, left = factor_names(name)
+    if left not in nodes or right not in nodes:
+        return None
+    return array_of(nodes[left].inputs[1]).T, array_of(nodes[right].inputs[1]).T
+
+
+def _same_factors(written: tuple[Floats, Floats], rows: Sequence[Rows], factors: ReadFactors) -> bool:
+    """Return whether factors are those of the rows of one linear: all of its right one, and these of its left."""
+    part, wanted = rows[0], factors(rows[0].layer)
+    if len(rows) > 1 or wanted is None:
+        return False
+    left, right = written
+    return np.array_equal(left, wanted[0][part.start : part.stop]) and np.array_equal(right, wanted[1])
 
 
 def _stored_bytes(nodes: dict[str, ir.Node], name: str) -> int:

@@ -215,7 +215,9 @@ def _export_genai(source: Source, partial: Path, *, options: ExportOptions, say:
     kinds = Kinds(head, level, sparse=options.weights == "sparse")
     written = write_graph(source, partial, work, kinds=kinds, say=say)
     say("reading every weight back")
-    weights = check.check_weights(partial, written.matches, written.dense) if source.layers else None
+    weights = None
+    if source.layers:
+        weights = check.check_weights(partial, written.matches, written.dense, factors=source.factors)
     shutil.rmtree(work)
     facts = {"source": _provenance(source), "options": _plain(options), "opset": _opsets(partial)}
     write_manifest(partial, {**facts, "weights": asdict(weights) if weights else None})

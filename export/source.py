@@ -117,6 +117,13 @@ class Source:
         assert parts.scales is not None and parts.zeros is not None
         return SparseCodes(parts.codes, parts.mask, parts.scales, parts.zeros, parts.interleaved)
 
+    def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return (left (d_out, r), right (r, d_in)) of a low-rank linear, float32; None for another."""
+        parts = self.layer(name).encoding
+        if parts.left is None or parts.right is None:
+            return None
+        return parts.left.astype(np.float32), parts.right.astype(np.float32)
+
     def unfit(self, name: str) -> str | None:
         """Return why a linear cannot be stored sparse, or None; reads no data."""
         parts, shape = self._model.parts(name), self.shape(name)

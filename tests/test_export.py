@@ -27,6 +27,7 @@ from awp_edge.export import graph  # noqa: E402
 from awp_edge.export.check import check_weights, compare_logits, read_packed  # noqa: E402
 from awp_edge.export.head import head_grid, pack_head  # noqa: E402
 from awp_edge.export.package import ExportOptions, ExportSummary, export_model  # noqa: E402
+from awp_edge.export.passes import FactorMatMuls  # noqa: E402
 from awp_edge.export.runtime import EdgeModel  # noqa: E402
 
 from awp_edge.calibrate.runner import TorchModel  # noqa: E402
@@ -172,6 +173,9 @@ FAMILIES: Mapping[str, tuple[str, dict[str, object], CompressSpec, str, ExportOp
         "qwen3", {"tie_word_embeddings": True}, CompressSpec(method="asvd", rank=0.5), "",
         ExportOptions(lm_head="int4"), 0.3,
     ),
+    "low rank, matrices that the builder splits": (
+        "phi3", {}, CompressSpec(method="svd", rank=0.5), "", ExportOptions(accuracy_level=0, lm_head="fp32"), EXACT,
+    ),
     "k skipped, 8 bits, int8 activations": (
         "llama", {}, CompressSpec(method="rtn", bits=8, group_size=16), "k_proj", ExportOptions(accuracy_level=4), 0.05,
     ),
@@ -258,6 +262,34 @@ def test_stacked_and_split_linears_are_traced() -> None:
     }
     assert found == {"layers.0/qk": [("q", 0, 8), ("k", 0, 4)], "layers.0/up": [("d", 0, 5)],
                      "layers.0/gate": [("d", 5, 12)]}  # fmt: skip
+
+
+def test_factors_of_split_linears_are_read_back_bit_for_bit(tmp_path: Path) -> None:
+    """Products would not do: those of a slice may differ in bits, and other factors may have the same."""
+    rng = np.random.default_rng(0)
+    left, right = (
+        rng.standard_normal((12, 3), dtype=np.float32),
+        rng.standard_normal((3, 64), dtype=np.float32),
+    )
+    weight = left @ right
+    parts = {"layers.0/gate/MatMul": (0, 5), "layers.0/up/MatMul": (5, 12)}
+    matches = {node: (graph.Rows("fused", *part),) for node, part in parts.items()}
+    check = lambda: check_weights(tmp_path, matches, lambda _: weight, factors=lambda _: (left, right))  # noqa: E731
+
+    def write(factor: float, shift: int) -> None:
+        model = float_graph({node: weight[slice(*part)] for node, part in parts.items()})
+        rows = np.roll(left, shift, axis=0)
+        FactorMatMuls({node: (rows[slice(*part)] * factor, right / factor) for node, part in parts.items()})(
+            model
+        )
+        ir.save(model, tmp_path / graph.GRAPH_FILE)
+
+    write(np.float32(1), 0)
+    assert check().layers == 1 and check().weights == weight.size
+    for factor, shift in ((np.float32(2), 0), (np.float32(1), 1)):
+        write(factor, shift)
+        with pytest.raises(AwpError, match=r"layers\.0/gate/MatMul: the written graph holds other weights"):
+            check()
 
 
 def test_a_weight_that_differs_in_one_bit_is_an_error() -> None:
