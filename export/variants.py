@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..constraints import IntGrid
+from ..errors import AwpError
 from ..storage import read_json, write_json
 from .check import read_packed
 from .graph import DATA_FILE, GRAPH_FILE, block_of
 from .library import LIBRARY
 from .manifest import CONFIG_FILE, MANIFEST_FILE, read_manifest, write_manifest
-from .packing import BLOCK_SIZES, PackedLinear, pack_linear
+from .packing import PackedLinear, pack_linear
 from .passes.common import add_initializer, name_of, replace_node
 from .passes.pack import DOMAIN, pack_initializers
 from .passes.sparse import GATED, OPERATOR, OPERATORS, read_sparse
@@ -43,9 +44,12 @@ def sparse_weights(model: ir.Model) -> int:
 def write_variant(folder: Path, out: Path, kind: str) -> None:
     """Write an edge folder whose decoder blocks are stored as `kind`; head, embedding and the rest stay as they are.
 
-    "dense int4" rounds to nearest on the largest block of 128, 64 or 32 that divides, with accuracy level 4: equal in
-    speed to any other dense INT4 model, not in quality. "fp32" has the weights as they are. Gated nodes become what the
-    model builder writes: two products, and an activation that ONNX Runtime fuses.
+    "dense int4" rounds to nearest on the largest block of 128, 64, 32 or 16 that divides, with accuracy level 4: equal
+    in speed to any other dense INT4 model, not in quality. "fp32" has the weights as they are. Gated nodes become what
+    the model builder writes: two products, and an activation that ONNX Runtime fuses.
+
+    Raises:
+        AwpError: a layer that no such block divides.
     """
     model = ir.load(folder / GRAPH_FILE)
     make = _float_node if kind == "fp32" else _dense_node
@@ -53,8 +57,8 @@ def write_variant(folder: Path, out: Path, kind: str) -> None:
         if node.op_type == GATED:
             _replace_gated(model.graph, node, make)
             continue
-        weight = read_sparse(node).dense() if node.op_type == OPERATOR else read_packed(node).dense()
-        replace_node(model.graph, node, make(model.graph, node.inputs[0], weight, name=name_of(node)))
+        x, weight = _input_and_weight(node)
+        replace_node(model.graph, node, make(model.graph, x, weight, name=name_of(node)))
     out.mkdir(parents=True)
     skipped = {GRAPH_FILE, DATA_FILE, MANIFEST_FILE, LIBRARY}
     for path in folder.iterdir():
@@ -67,6 +71,15 @@ def write_variant(folder: Path, out: Path, kind: str) -> None:
     RemoveUnusedNodesPass()(model)
     ir.save(model, out / GRAPH_FILE, external_data=DATA_FILE, size_threshold_bytes=256)
     write_manifest(out, {"source": read_manifest(folder).get("source"), "variant": kind})
+
+
+def _input_and_weight(node: ir.Node) -> tuple[ir.Value | None, Floats]:
+    """Return what a node multiplies, both with inputs in the model's order."""
+    if node.op_type == OPERATOR:
+        return node.inputs[0], read_sparse(node).dense()
+    packed, x = read_packed(node), node.inputs[0]
+    reorder = x.producer() if x is not None and packed.interleaved else None
+    return (x if reorder is None else reorder.inputs[0]), packed.dense()
 
 
 def _replace_gated(graph: ir.Graph, node: ir.Node, make: Make) -> None:
@@ -85,15 +98,19 @@ def _replace_gated(graph: ir.Graph, node: ir.Node, make: Make) -> None:
 
 
 def _dense_node(graph: ir.Graph, x: ir.Value | None, weight: Floats, *, name: str) -> ir.Node:
-    packed = _rounded(weight)
+    packed = _rounded(weight, name)
     inputs = [x, *pack_initializers(graph, f"{name}.variant", packed)]
     attributes = {"K": packed.shape[1], "N": packed.shape[0], "bits": 4, "block_size": packed.block_size,
                   "accuracy_level": 4}  # fmt: skip
     return ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN, name=f"{name}/dense")
 
 
-def _rounded(weight: Floats) -> PackedLinear:
-    group = next(size for size in reversed(BLOCK_SIZES[1:4]) if weight.shape[1] % size == 0)
+def _rounded(weight: Floats, name: str) -> PackedLinear:
+    group = next((size for size in (128, 64, 32, 16) if weight.shape[1] % size == 0), None)
+    if group is None:
+        raise AwpError(
+            f"{name} has {weight.shape[1]} inputs, which no block of 16 or more divides: leave out --compare"
+        )
     grid = IntGrid(4, group, half_scales=True).fit(weight)
     return pack_linear(grid.encode(weight), grid.scales, grid.zeros, bits=4, block_size=group)
 

@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 ir = pytest.importorskip("onnx_ir")
 
 import tiny_models  # noqa: E402
-from awp_edge.export import graph, library, package, sparse_reference  # noqa: E402
+from awp_edge.export import graph, library, package, sparse_reference, variants  # noqa: E402
 from awp_edge.export.check import check_weights  # noqa: E402
 from awp_edge.export.compare import compare, plot  # noqa: E402
 from awp_edge.export.manifest import verify  # noqa: E402
@@ -29,6 +29,7 @@ from awp_edge.export.package import ExportOptions, ExportSummary, export_model  
 from awp_edge.export.passes.sparse import GATED, OPERATOR, read_sparse  # noqa: E402
 from awp_edge.export.runtime import EdgeModel  # noqa: E402
 from awp_edge.export.sparse_packing import halves  # noqa: E402
+from awp_edge.export.variants import write_variant  # noqa: E402
 from test_export import EXACT, compress  # noqa: E402
 
 BALANCED = CompressSpec(method="magnitude", pattern="32/64", bits=4, group_size=64)
@@ -131,12 +132,41 @@ def test_generation_follows_the_logits(
     assert isinstance(model.generate("the river", max_tokens=6), str)
 
 
-def test_dense_weights_of_the_same_model_agree(source: Path, tmp_path: Path) -> None:
-    """Groups of interleaved inputs reach MatMulNBits through a reordering; nothing else may change."""
+@pytest.fixture(scope="module")
+def dense_edge(source: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportSummary:
     options = ExportOptions(weights="dense", accuracy_level=0, lm_head="fp32")
-    summary = export_model(source, tmp_path / "edge", options)
-    assert summary.weights is not None and summary.weights.sparse_layers == 0
-    assert summary.agreement is not None and summary.agreement.kl < EXACT
+    return export_model(source, tmp_path_factory.mktemp("dense") / "edge", options)
+
+
+def test_dense_weights_of_the_same_model_agree(dense_edge: ExportSummary) -> None:
+    """Groups of interleaved inputs reach MatMulNBits through a reordering; nothing else may change."""
+    assert dense_edge.weights is not None and dense_edge.weights.sparse_layers == 0
+    assert dense_edge.agreement is not None and dense_edge.agreement.kl < EXACT
+
+
+@pytest.mark.parametrize("stored", ["edge", "dense_edge"])
+def test_what_a_folder_is_compared_with_is_the_same_model(
+    stored: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In float32 exactly; weights of either kind have their inputs in an order of their own."""
+    folder = request.getfixturevalue(stored).folder
+    write_variant(folder, tmp_path / "fp32", "fp32")
+    window = np.arange(60) * 3
+    found, wanted = (
+        np.concatenate(list(EdgeModel(path).logits(window))) for path in (tmp_path / "fp32", folder)
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert "Gather" not in {
+        n.op_type for n in ir.load(tmp_path / "fp32" / graph.GRAPH_FILE).graph if "mlp" in n.name
+    }
+
+
+def test_dense_rivals_of_every_width() -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 144), dtype=np.float32)
+    assert variants._rounded(weight, "down_proj").block_size == 16
+    assert variants._rounded(np.tile(weight, 8), "down_proj").block_size == 128
+    with pytest.raises(AwpError, match="down_proj has 136 inputs, which no block of 16 or more divides"):
+        variants._rounded(weight[:, :136], "down_proj")
 
 
 def test_auto_is_sparse_and_int8_inputs_are_the_reference(source: Path, tmp_path: Path) -> None:
