@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -17,12 +17,21 @@ from .library import library_path
 from .measure import measure, require_sizes
 from .passes.sparse import OPERATORS, read_sparse
 from .runtime import EdgeModel
+from .sparse_packing import SparseLinear
 from .variants import VARIANTS, read_bytes, sparse_weights, weight_nodes, write_variant
 
 Progress = Callable[[str], None]
 _RATES = (
     "decode_tokens_per_second", "prefill_tokens_per_second", "time_to_first_token_s", "peak_memory_bytes", "bytes",
 )  # fmt: skip
+
+
+class _Kind(NamedTuple):
+    """Say how a layer is stored and multiplied, as `roofline.measure` takes it."""
+
+    kept: int
+    group: int
+    accuracy_level: int
 
 
 def compare(
@@ -78,25 +87,31 @@ def limits(graph: ir.Model, *, threads: int) -> dict[str, Any] | None:
     """Return the machine's three limits as tokens a second of this model, see `roofline`; None without the library.
 
     memory: every constant that a token needs, in the faster form, read once.  decode: its sparse weights expanded
-    and multiplied, from the cache.  matrix: the same for many tokens at once, a bound of prefill.
+    and multiplied, from the cache.  matrix: the same for many tokens at once, a bound of prefill. Every way in which
+    layers are stored is measured.
     """
     if library_path() is None:
         return None
     from . import roofline
 
-    nodes = [node for node in graph.graph if node.op_type in OPERATORS]
-    first = read_sparse(nodes[0]) if nodes else None
-    kept, group = (first.kept, first.block_size) if first is not None else (32, 64)
-    measured = roofline.measure(threads=threads, kept=kept, group=group)
+    kinds: dict[_Kind, list[SparseLinear]] = {}
+    for node in [node for node in graph.graph if node.op_type in OPERATORS]:
+        packed = read_sparse(node)
+        level = int(node.attributes["accuracy_level"].value)
+        kinds.setdefault(_Kind(packed.kept, packed.block_size, level), []).append(packed)
+    read, n_bytes = roofline.read_rate(threads), read_bytes(graph)
+    parts = []
+    for kind, layers in kinds.items():
+        measured = roofline.measure(threads=threads, **kind._asdict(), read=read)
+        parts.append((measured, sum(packed.shape[0] * packed.shape[1] for packed in layers)))
+        if measured["form"] == "expanded":
+            n_bytes += sum(roofline.read_besides(p, accuracy_level=kind.accuracy_level) for p in layers)
+    found = roofline.combined(parts) if parts else roofline.measure(threads=threads, read=read)
+    found["memory_tokens_per_second"] = 1e9 * found["read_gb_s"] / n_bytes
     weights = sparse_weights(graph)
-    level = int(nodes[0].attributes["accuracy_level"].value) if nodes else 0
-    n_bytes = read_bytes(graph)
-    if measured["form"] == "expanded":
-        n_bytes += sum(roofline.read_besides(read_sparse(node), accuracy_level=level) for node in nodes)
-    found = {**measured, "memory_tokens_per_second": 1e9 * measured["read_gb_s"] / n_bytes}
     if weights:
-        found["decode_tokens_per_second"] = 1e9 * measured["decode_gweights"] / weights
-        found["matrix_tokens_per_second"] = 1e9 * measured["matrix_gweights"] / weights
+        found["decode_tokens_per_second"] = 1e9 * found["decode_gweights"] / weights
+        found["matrix_tokens_per_second"] = 1e9 * found["matrix_gweights"] / weights
     return found
 
 

@@ -9,7 +9,7 @@ weights that were expanded beforehand (`library.expanded_bytes`), the limits are
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -63,8 +63,16 @@ def _counts(masks: NDArray[np.uint64]) -> NDArray[np.int64]:
     return np.unpackbits(octets, axis=-1).sum(axis=-1).astype(np.int64)
 
 
-def measure(*, threads: int, kept: int = 32, group: int = 64, accuracy_level: int = 4) -> dict[str, Any]:
+def measure(*, threads: int, kept: int = 32, group: int = 64, accuracy_level: int = 4,
+            read: float | None = None) -> dict[str, Any]:  # fmt: skip
     """Measure the three limits with all threads at work.
+
+    Args:
+        threads: how many.
+        kept: codes a block; -1: half of the weights anywhere.
+        group: inputs that share a scale.
+        accuracy_level: 4 for int8 inputs, 0 for float32.
+        read: what `read_rate` measured, which is measured anew where it is None.
 
     Returns:
         kernels, threads, bits_per_weight (stored), form ("stored" or "expanded": what a token reads), read_gb_s, and in
@@ -73,8 +81,7 @@ def measure(*, threads: int, kept: int = 32, group: int = 64, accuracy_level: in
     """
     small = random_sparse((256, 1024), kept=kept, group=group)
     one, many = (np.ones((rows, 1024), dtype=np.float32) for rows in (1, PREFILL_ROWS))
-    buffers = [np.ones(READ_BYTES // 8, dtype=np.uint64) for _ in range(threads)]
-    read = _rate(lambda i: library.read(buffers[i]), READ_BYTES, threads=threads)
+    read = read_rate(threads) if read is None else read
     weights = small.shape[0] * small.shape[1]
     bits = 8 * (small.n_bytes - 2 * GUARD) / weights
     besides = read_besides(small, accuracy_level=accuracy_level)
@@ -100,6 +107,28 @@ def measure(*, threads: int, kept: int = 32, group: int = 64, accuracy_level: in
         "read_gb_s": read / 1e9,
         "memory_gweights": found[form][0], "decode_gweights": found[form][1], "matrix_gweights": matrix / 1e9,
     }  # fmt: skip
+
+
+def read_rate(threads: int) -> float:
+    """Return how many bytes a second all threads together read from memory."""
+    buffers = [np.ones(READ_BYTES // 8, dtype=np.uint64) for _ in range(threads)]
+    return _rate(lambda i: library.read(buffers[i]), READ_BYTES, threads=threads)
+
+
+def combined(parts: Sequence[tuple[dict[str, Any], int]]) -> dict[str, Any]:
+    """Return the limits of a model whose weights are stored in several ways, from those of each and their weights.
+
+    Times add up: every rate is that of all weights in the time that the parts take together. The form is "mixed" where
+    theirs differ.
+    """
+    total = sum(weights for _, weights in parts)
+    found = dict(parts[0][0])
+    found["bits_per_weight"] = sum(part["bits_per_weight"] * weights for part, weights in parts) / total
+    for rate in ("memory_gweights", "decode_gweights", "matrix_gweights"):
+        found[rate] = total / sum(weights / part[rate] for part, weights in parts)
+    if len({part["form"] for part, _ in parts}) > 1:
+        found["form"] = "mixed"
+    return found
 
 
 def read_besides(packed: SparseLinear, *, accuracy_level: int) -> int:

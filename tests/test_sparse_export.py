@@ -21,9 +21,9 @@ pytest.importorskip("transformers")
 ir = pytest.importorskip("onnx_ir")
 
 import tiny_models  # noqa: E402
-from awp_edge.export import graph, library, package, sparse_reference, variants  # noqa: E402
+from awp_edge.export import graph, library, package, roofline, sparse_reference, variants  # noqa: E402
 from awp_edge.export.check import check_weights  # noqa: E402
-from awp_edge.export.compare import compare, plot  # noqa: E402
+from awp_edge.export.compare import compare, limits, plot  # noqa: E402
 from awp_edge.export.manifest import verify  # noqa: E402
 from awp_edge.export.package import ExportOptions, ExportSummary, export_model  # noqa: E402
 from awp_edge.export.passes.sparse import GATED, OPERATOR, read_sparse  # noqa: E402
@@ -90,14 +90,45 @@ def test_gate_and_up_are_one_node(source: Path, edge: ExportSummary) -> None:
     assert kinds.count(GATED) == 3 and kinds.count(OPERATOR) == 9 and "Sigmoid" not in kinds
 
 
-def test_gate_and_up_of_different_k_stay_two_nodes(tmp_path: Path) -> None:
-    model = tiny_models.build("llama", tmp_path / "model", **SHAPE)
-    source = compress(model, tmp_path / "compressed", BALANCED, gate=replace(BALANCED, pattern="24/64"))
-    summary = export_model(source, tmp_path / "edge", ExportOptions(accuracy_level=0, lm_head="fp32"))
-    found = nodes(summary.folder)
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> ExportSummary:
+    """A model whose gate projections keep fewer weights than the others."""
+    folder = tmp_path_factory.mktemp("mixed")
+    model = tiny_models.build("llama", folder / "model", **SHAPE)
+    source = compress(model, folder / "compressed", BALANCED, gate=replace(BALANCED, pattern="24/64"))
+    return export_model(source, folder / "edge", ExportOptions(accuracy_level=0, lm_head="fp32"))
+
+
+def test_gate_and_up_of_different_k_stay_two_nodes(mixed: ExportSummary) -> None:
+    found = nodes(mixed.folder)
     assert {read_sparse(node).kept for node in found.values()} == {24, 32}
     assert all(node.op_type == OPERATOR for node in found.values())
-    assert summary.agreement is not None and summary.agreement.kl < EXACT
+    assert mixed.agreement is not None and mixed.agreement.kl < EXACT
+
+
+def test_limits_are_those_of_every_way_of_storage(
+    mixed: ExportSummary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times add up: gates at twice the speed of the others take half as long a weight."""
+    gates, others = 3 * 192 * 128, 3 * (128 * (128 + 64 + 64 + 128) + 2 * 192 * 128)
+    speeds = {24: (2.0, 2.8, "stored"), 32: (1.0, 3.3, "expanded")}
+    asked: list[dict[str, int]] = []
+
+    def measured(*, read: float, **kind: int) -> dict[str, object]:
+        asked.append(kind)
+        rate, bits, form = speeds[kind["kept"]]
+        rates = dict.fromkeys(("memory_gweights", "decode_gweights", "matrix_gweights"), rate)
+        return {"bits_per_weight": bits, "form": form, "read_gb_s": read / 1e9, **rates}
+
+    monkeypatch.setattr(roofline, "measure", measured)
+    monkeypatch.setattr(roofline, "read_rate", lambda threads: 2e9)
+    found = limits(ir.load(mixed.folder / graph.GRAPH_FILE), threads=1)
+    kinds = [{"threads": 1, "kept": kept, "group": 64, "accuracy_level": 0} for kept in (24, 32)]
+    assert sorted(asked, key=lambda kind: kind["kept"]) == kinds
+    assert found is not None and found["form"] == "mixed"
+    for what in ("decode", "matrix"):
+        assert found[f"{what}_tokens_per_second"] == pytest.approx(1e9 / (gates / 2 + others))
+    assert found["bits_per_weight"] == pytest.approx((2.8 * gates + 3.3 * others) / (gates + others))
 
 
 def test_the_folder_carries_its_operator(edge: ExportSummary) -> None:
