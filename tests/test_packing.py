@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from awp_edge.export.head import head_grid, pack_head
 from awp_edge.export.packing import (
     STORED_BITS,
     PackedLinear,
@@ -137,3 +138,16 @@ def test_onnx_runtime_reads_the_same_weights(bits: int, columns: int, block: int
     session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"a": feeds["a"]})
     np.testing.assert_allclose(y.T, packed.dense(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_head_is_within_a_step_of_its_grid(kind: str) -> None:
+    weight = np.random.default_rng(0).standard_normal((9000, 48), dtype=np.float32)
+    packed = pack_head(weight, kind)
+    assert packed.block_size == 16 and packed.bits == int(kind[3:])
+    step = np.repeat(packed.scales, 16, axis=1)
+    # A rounded zero point moves an asymmetric grid by up to half a step, which clips the group's end by as much.
+    assert (np.abs(packed.dense() - weight) <= (0.502 if kind == "int8" else 1.002) * step).all()
+    assert head_grid("int8", 576).group_size == 64
+    with pytest.raises(AwpError, match="use --lm-head fp32"):
+        head_grid(kind, 40)
