@@ -117,10 +117,13 @@ class EdgeModel:
         if not len(tokens) or room < 1:
             raise AwpError(f"the prompt has {len(tokens)} tokens and the context {context}; "
                            "give at least one token and leave room for one more")  # fmt: skip
-        generator = self._generator(len(tokens) + room)
-        generator.append_tokens(tokens)
-        while not generator.is_done():
-            generator.generate_next_token()
+        try:
+            generator = self._generator(len(tokens) + room)
+            generator.append_tokens(tokens)
+            while not generator.is_done():
+                generator.generate_next_token()
+        except RuntimeError as error:
+            raise AwpError(f"onnxruntime-genai cannot run {self.folder}: {_first_line(error)}") from None
         # onnxruntime-genai's tokenizer ends a text at the first byte that is not UTF-8.
         sequence, shown = generator.get_sequence(0), self.decode(tokens)
         whole = self.decode(sequence)
