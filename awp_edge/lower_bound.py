@@ -163,14 +163,14 @@ def separate(gram: Matrix) -> Separated | None:
         return None
     found, last = np.zeros(len(gram)), inverse
     for share in ROUNDS if len(gram) <= NARROW else ROUNDS[-1:]:
-        remaining = gram - np.diag(found)
+        remaining = _less(gram, found)
         if found.any():
             last = np.asarray(np.linalg.inv(remaining), dtype=np.float64)
         free = 1 / np.maximum(last.diagonal(), _TINY)
         root = np.sqrt(free)
         step = 0.999 / largest_eigenvalue(root[:, None] * last * root)
         for _ in range(8):
-            if _clearly_definite(remaining - np.diag(step * free), gram.diagonal()):
+            if _clearly_definite(_less(remaining, step * free), gram.diagonal()):
                 found = found + share * step * free
                 break
             step *= 0.95
@@ -182,16 +182,28 @@ def definite_inverse(matrix: Matrix) -> Matrix | None:
 
     None for others: Cholesky alone would let exactly dependent inputs pass, and their inverse is noise.
     """
-    if not (matrix.diagonal() > 0).all() or not _clearly_definite(matrix, matrix.diagonal()):
+    if not (matrix.diagonal() > 0).all() or not _clearly_definite(matrix.copy(), matrix.diagonal()):
         return None
     return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
+def _less(matrix: Matrix, diagonal: Matrix) -> Matrix:
+    """Return a matrix less a diagonal one."""
+    left = matrix.copy()
+    left.flat[:: len(left) + 1] -= diagonal
+    return left
+
+
 def _clearly_definite(matrix: Matrix, diagonal: Matrix) -> bool:
-    """Return whether a symmetric matrix, scaled by `diagonal` on both sides, is definite by more than rounding."""
+    """Return whether a symmetric matrix is definite by more than rounding once `diagonal` is scaled to ones.
+
+    It is overwritten: memory is planned for no more copies.
+    """
     scale = 1 / np.sqrt(diagonal)
-    margin = MARGIN * len(matrix) * np.finfo(np.float64).eps
-    return is_definite(scale[:, None] * matrix * scale - margin * np.eye(len(matrix)))
+    matrix *= scale
+    matrix *= scale[:, None]
+    matrix.flat[:: len(matrix) + 1] -= MARGIN * len(matrix) * np.finfo(np.float64).eps
+    return is_definite(matrix)
 
 
 def is_definite(matrix: Matrix) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .artifacts import REPORT_FILE, read_manifest
 from .errors import AwpError
+from .spec import CompressSpec
 from .storage import atomic_file, read_json
 
 ZEROS_NOTE = (
@@ -54,6 +55,12 @@ def write_report(folder: Path, page: Path, *, results: Sequence[Path] = ()) -> N
         file.write(text.encode())
 
 
+def _stores_zeros(spec: Mapping[str, Any]) -> bool:
+    """Return whether zeros were asked for that an export stores like other weights."""
+    asked = CompressSpec(**spec)
+    return asked.kind in ("pruning", "joint") and not asked.sparse_export
+
+
 def render(
     title: str,
     manifest: Mapping[str, Any],
@@ -66,7 +73,7 @@ def render(
     body = [
         f"<h1>{escape(title)}</h1>",
         _table(_summary_rows(manifest)),
-        f'<p class="note">{ZEROS_NOTE}</p>' if any(layer.get("sparsity", 0) > 0 for layer in layers) else "",
+        f'<p class="note">{ZEROS_NOTE}</p>' if _stores_zeros(manifest["spec"]) else "",
         *_result_sections(results),
         "<h2>Error per layer</h2>",
         "<p>Relative error f(&Theta;)/f(0): the share of the layer's output energy that compression changed.</p>",

@@ -23,7 +23,7 @@ from .graph import (
     build_float_graph,
     find_head,
     match_layers,
-    set_window,
+    set_windows,
     weight_of,
 )
 from .head import pack_head
@@ -77,7 +77,7 @@ def write_graph(source: Source, out: Path, work: Path, *, kinds: Kinds, say: Pro
     folder, dense = _float_weights(source, work / "hf")
     say("building the float graph")
     model = build_float_graph(folder, work / "float", fuse_qkv=source.fusible(sparse=kinds.sparse))
-    set_window(model, source.config)
+    set_windows(model, source.config)
     say("putting packed weights into the graph")
     matches = match_layers(model, source.layers, dense)
     _replace_layers(model, source, matches, kinds=kinds)

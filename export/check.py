@@ -24,13 +24,13 @@ Floats = NDArray[np.float32]
 #: Gives a linear's (left, right) factors, None where it has none.
 ReadFactors = Callable[[str], tuple[Floats, Floats] | None]
 
-#: Words that the check runs, again and again if need be; any text does, real words are what models are made for.
+#: Words whose first tokens are the window of the check; any text does, real words are what models are made for.
 SAMPLE = (
     "The river runs from the mountains to the sea, past villages, farms and old stone bridges. In spring the snow "
     "melts and the water rises; children count the boats and their parents mend the nets. A traveller who asked "
     "how far it was to the coast was told: two days on foot, one day on horseback, half a day by boat."
 )
-WINDOW = 64  # tokens whose logits are compared
+WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -165,32 +165,15 @@ def _turned(node: ir.Node, d_in: int) -> bool:
     return True
 
 
-def sample_length(context: int, window: int | None) -> int:
-    """Return how many tokens the check runs: past the window of attention, where that is below the context."""
-    beyond = window if window is not None and window < context else 0
-    return min(context, WINDOW + beyond)
-
-
-def compare_logits(reference: Iterable[Floats], other: Iterable[Floats], *, last: int = 0) -> Agreement:
-    """Compare logits, both given in chunks of (tokens, vocabulary), of all tokens or of the `last` ones."""
-    a, b = (_rows(chunks, last).astype(np.float64) for chunks in (reference, other))
+def compare_logits(reference: Iterable[Floats], other: Iterable[Floats]) -> Agreement:
+    """Compare logits, both given in chunks of (tokens, vocabulary)."""
+    a, b = (np.concatenate(list(chunks)).astype(np.float64) for chunks in (reference, other))
     if a.shape != b.shape:
         raise AwpError(f"the exported model gives logits of shape {b.shape}, the compressed one {a.shape}")
     log_p, log_q = _log_softmax(a), _log_softmax(b)
     kl = float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
     top1 = float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
     return Agreement(len(a), float(np.abs(a - b).max()), kl, top1)
-
-
-def _rows(chunks: Iterable[Floats], last: int) -> Floats:
-    """Return the rows of all chunks, or the last ones, in memory with one chunk at a time."""
-    if not last:
-        return np.concatenate(list(chunks))
-    kept: Floats | None = None
-    for chunk in chunks:
-        kept = chunk[-last:].copy() if kept is None else np.concatenate([kept, chunk[-last:]])[-last:]
-    assert kept is not None
-    return kept
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

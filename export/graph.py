@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,12 @@ BUILDER = "onnxruntime_genai.models.builder"
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
-#: Model types whose layers all see `sliding_window` tokens: the builder only windows what `layer_types` names.
-_ONE_WINDOW = frozenset({"mistral", "phi3", "phimoe"})
+#: Model types whose layers all see `sliding_window` tokens, and what that is where config.json does not say: the
+#: builder only windows what `layer_types` names.
+_ONE_WINDOW: Mapping[str | None, int | None] = MappingProxyType(
+    {"mistral": 4096, "phi3": None, "phimoe": None}
+)
+_ATTENTION = frozenset({"GroupQueryAttention", "MultiHeadAttention", "Attention"})
 _BLOCK = re.compile(r"layers[./](\d+)[./]")
 Floats = NDArray[np.float32]
 
@@ -82,21 +87,48 @@ def _builder_failure(stderr: str) -> str:
     return f"the model builder of onnxruntime-genai failed: {last[:300]}; use --format hf"
 
 
-def attention_window(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens back some or all layers of a model see; None where all of them see the whole context."""
-    window = config.get("sliding_window")
-    used = isinstance(window, int) and window > 0 and config.get("use_sliding_window") is not False
-    return window if used else None
+def windows(config: Mapping[str, Any]) -> list[int] | None:
+    """Return how many tokens back each layer sees, -1 for the whole context; None where config.json does not say.
+
+    Then transformers' own rules for the model type hold, which the builder asks.
+    """
+    kind, count = config.get("model_type"), int(config.get("num_hidden_layers") or 0)
+    window, types = config.get("sliding_window", _ONE_WINDOW.get(kind, 0)), config.get("layer_types")
+    if config.get("use_sliding_window") is False or window is None:
+        return [-1] * count
+    if types and window > 0:
+        return [window if name == "sliding_attention" else -1 for name in types]
+    return [window] * count if kind in _ONE_WINDOW else None
 
 
-def set_window(model: ir.Model, config: Mapping[str, Any]) -> None:
-    """Give the attention nodes the window that all layers share, where the builder leaves it out."""
-    window = attention_window(config)
-    if window is None or config.get("model_type") not in _ONE_WINDOW or config.get("layer_types"):
+def set_windows(model: ir.Model, config: Mapping[str, Any]) -> None:
+    """Give attention nodes the window that all layers share, where the builder leaves it out, and check all of them.
+
+    The comparison of logits would not notice: its text is shorter than a window.
+
+    Raises:
+        AwpError: a layer sees other tokens than in the model.
+    """
+    wanted = windows(config)
+    if wanted is None:
         return
-    for node in model.graph:
-        if node.op_type == "GroupQueryAttention":
-            node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", window)
+    for node in [node for node in model.graph if node.op_type in _ATTENTION]:
+        layer = block_of(name_of(node))
+        if layer is None or layer >= len(wanted):
+            continue
+        if config.get("model_type") in _ONE_WINDOW and node.op_type == "GroupQueryAttention":
+            node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", wanted[layer])
+        found = node.attributes.get("local_window_size")
+        seen = -1 if found is None else int(found.value)
+        if seen != wanted[layer]:
+            raise AwpError(
+                f"{name_of(node)}: the model builder of onnxruntime-genai lets it see {_tokens(seen)} back, the model "
+                f"{_tokens(wanted[layer])}; use --format hf"
+            )
+
+
+def _tokens(window: int) -> str:
+    return "all tokens" if window < 0 else f"{window} tokens"
 
 
 def constant_matmuls(model: ir.Model) -> list[ir.Node]:

@@ -122,7 +122,9 @@ class EdgeModel:
             generator.append_tokens(tokens)
             while not generator.is_done():
                 generator.generate_next_token()
-        except RuntimeError as error:
+        except AwpError:
+            raise
+        except Exception as error:
             raise AwpError(f"onnxruntime-genai cannot run {self.folder}: {_first_line(error)}") from None
         # onnxruntime-genai's tokenizer ends a text at the first byte that is not UTF-8.
         sequence, shown = generator.get_sequence(0), self.decode(tokens)

@@ -93,6 +93,8 @@ def test_a_single_file_goes_before_an_index(tmp_path):
 def test_positions_behind_the_padding_are_the_context(text, tmp_path):
     folder = build("roberta", tmp_path / "model")
     assert context_length(ModelFolder(folder)) == CONTEXT
+    bare = configure(build("roberta", tmp_path / "bare"), pad_token_id=None)
+    assert context_length(ModelFolder(bare)) == CONTEXT
     longest = ("--bits", 4, "--samples", 2, "--calibration", text)
     succeeded("compress", folder, tmp_path / "out", *longest)
     refused = awp_edge("compress", folder, tmp_path / "more", *longest, "--seq-len", CONTEXT + 1)

@@ -27,7 +27,7 @@ def layer(name, block, error, sparsity=0.5):
 def manifest(*layers):
     return {
         "model": {"architecture": "<LlamaForCausalLM>"},
-        "spec": {"method": "awp", "bits": None},
+        "spec": {"method": "awp", "bits": None, "sparsity": 0.5},
         "layers": list(layers),
         "bits_per_weight": 32.0,
         "mean_relative_error": 0.0123,
@@ -69,7 +69,14 @@ def test_the_page_is_self_contained_and_escaped():
 
 
 def test_the_note_about_zeros_is_for_sparse_models():
-    assert "neither speed nor size" not in render("x", manifest(layer("q", 0, 0.1, sparsity=0.0)), timings={})
+    for spec, noted in (
+        ({"bits": 4}, False),
+        ({"bits": 4, "pattern": "32/64"}, False),
+        ({"bits": 4, "sparsity": 0.5}, True),
+        ({"rank": 0.5}, False),
+    ):
+        page = render("x", {**manifest(layer("q", 0, 0.1)), "spec": spec}, timings={})
+        assert ("neither speed nor size" in page) == noted
 
 
 def test_kinds_show_how_far_budgets_went_apart():

@@ -110,6 +110,15 @@ def test_a_graph_that_does_not_run_gets_one_line(edge: Path) -> None:
         list(EdgeModel(edge).logits([1, 2]))
 
 
+def test_a_generation_that_fails_gets_one_line(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory\nin a node")
+
+    monkeypatch.setattr(EdgeModel, "_generator", fail)
+    with pytest.raises(AwpError, match=r"^onnxruntime-genai cannot run [^\n]+: no memory$"):
+        EdgeModel(exported).generate("the")
+
+
 def test_bench_measures_in_a_process_of_its_own(exported: Path) -> None:
     """Also where prompt and tokens fill the context: the run that warms up is no longer than those measured."""
     model = EdgeModel(exported, threads=1)

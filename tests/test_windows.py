@@ -9,37 +9,29 @@ import numpy as np
 import pytest
 
 from awp_edge.errors import AwpError
-from awp_edge.storage import read_json, write_json
 
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("transformers")
 ir = pytest.importorskip("onnx_ir")
 
 import tiny_models  # noqa: E402
-from awp_edge.export import graph, package  # noqa: E402
-from awp_edge.export.check import Agreement, compare_logits, require_agreement, sample_length  # noqa: E402
-from awp_edge.export.manifest import MANIFEST_FILE  # noqa: E402
-from awp_edge.export.package import export_model  # noqa: E402
+from awp_edge.export import graph  # noqa: E402
+from awp_edge.export.check import Agreement, compare_logits, require_agreement  # noqa: E402
+from awp_edge.export.package import ExportOptions, export_model  # noqa: E402
 from awp_edge.export.runtime import EdgeModel  # noqa: E402
 from test_export import EXACT  # noqa: E402
 
+from awp_edge.calibrate.runner import TorchModel  # noqa: E402
 
-def test_a_window_of_all_layers_is_in_the_graph_and_within_the_check(tmp_path: Path) -> None:
-    """The builder leaves it out; a graph without it agrees as far as the window goes, and the check goes further."""
+
+def test_a_window_of_all_layers_is_in_the_graph(tmp_path: Path) -> None:
+    """The builder leaves it out, and the check of an export is too short to see that."""
     model = tiny_models.build("mistral", tmp_path / "model")
-    summary = export_model(model, tmp_path / "edge")
-    assert summary.agreement.kl < EXACT and summary.agreement.max_difference < 1e-4
-    assert windows_of(summary.folder) == {80}
-    written, manifest = ir.load(summary.folder / graph.GRAPH_FILE), read_json(summary.folder / MANIFEST_FILE)
-    for node in written.graph:
-        if node.op_type == "GroupQueryAttention":
-            node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", -1)
-    ir.save(written, summary.folder / graph.GRAPH_FILE)
-    size = (summary.folder / graph.GRAPH_FILE).stat().st_size
-    manifest["files"][graph.GRAPH_FILE]["bytes"] = size
-    write_json(summary.folder / MANIFEST_FILE, manifest)
-    agreement = package._compare(package.Source(model), summary.folder)
-    assert agreement.tokens == 64 and agreement.kl > 0.01
+    edge = EdgeModel(export_model(model, tmp_path / "edge", ExportOptions(accuracy_level=0)).folder)
+    assert windows_of(edge.folder) == {80}
+    tokens = np.random.default_rng(0).integers(0, 256, edge.context_length)
+    agreement = compare_logits(TorchModel(model).logits(tokens), edge.logits(tokens))
+    assert agreement.tokens == 128 and agreement.kl < EXACT and agreement.max_difference < 1e-4
 
 
 def windows_of(folder: Path) -> set[int]:
@@ -65,24 +57,35 @@ def test_windows_of_some_layers_keep_whole_caches(tmp_path: Path) -> None:
     assert generator.get_sequence(0).tolist() == tokens + expected
 
 
-@pytest.mark.parametrize(("config", "window"), [
-    ({}, None), ({"sliding_window": None}, None), ({"sliding_window": 32}, 32),
-    ({"sliding_window": 32, "use_sliding_window": False}, None),
-    ({"sliding_window": 32, "use_sliding_window": True}, 32),
+SOME = ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(("config", "expected"), [
+    ({"model_type": "llama"}, None), ({"model_type": "llama", "sliding_window": 32}, None),
+    ({"model_type": "qwen2", "sliding_window": None, "layer_types": SOME}, [-1, -1]),
+    ({"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": False}, [-1, -1]),
+    ({"model_type": "gemma2", "sliding_window": 32, "layer_types": SOME}, [32, -1]),
+    ({"model_type": "mistral", "sliding_window": 32}, [32, 32]),
+    ({"model_type": "mistral", "sliding_window": None}, [-1, -1]),
+    ({"model_type": "mistral"}, [4096, 4096]), ({"model_type": "phi3"}, [-1, -1]),
 ])  # fmt: skip
-def test_the_check_goes_beyond_windows_that_are_used(config: dict[str, Any], window: int | None) -> None:
-    assert graph.attention_window(config) == window
-    assert sample_length(128, window) == (96 if window else 64)
-    assert sample_length(16, window) == 16 and sample_length(80, 80) == 64
+def test_windows_are_those_of_the_config(config: dict[str, Any], expected: list[int] | None) -> None:
+    assert graph.windows({"num_hidden_layers": 2, **config}) == expected
 
 
-def test_the_last_logits_are_compared_whatever_the_chunks() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((2, 50, 8), dtype=np.float32)
-    chunks = lambda logits, size: np.split(logits, range(size, 50, size))  # noqa: E731
-    found = compare_logits(chunks(a, 7), chunks(b, 30), last=20)
-    assert found == compare_logits([a[-20:]], [b[-20:]]) and found.tokens == 20
-    assert compare_logits(chunks(a, 7), chunks(b, 30), last=64) == compare_logits([a], [b])
+def test_a_layer_with_another_window_is_refused() -> None:
+    config = {"model_type": "gemma2", "num_hidden_layers": 2, "sliding_window": 32, "layer_types": SOME}
+    for given, seen in (((32, -1), None), ((32, 32), "32 tokens back, the model all tokens;")):
+        nodes = [
+            ir.node("GroupQueryAttention", [], {"local_window_size": size}, name=f"/model/layers.{i}/attn")
+            for i, size in enumerate(given)
+        ]
+        model = ir.Model(ir.Graph([], [], nodes=nodes, name="g"), ir_version=10)
+        if seen is None:
+            graph.set_windows(model, config)
+        else:
+            with pytest.raises(AwpError, match=seen):
+                graph.set_windows(model, config)
 
 
 @pytest.mark.parametrize(("level", "head", "advice"), [

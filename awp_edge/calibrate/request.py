@@ -66,8 +66,10 @@ class CalibrationRequest:
     token_weights: str = "uniform"
 
     def __post_init__(self) -> None:
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise UsageError(f"--seed must be 0 or more and fit 64 bits, got {self.seed}")
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"--seed must be 0 or more, got {self.seed}")
+        if self.seed is not None and self.seed >= 2**64:
+            raise UsageError(f"--seed must be below 2^64, got {self.seed}")
 
     def check(self) -> None:
         """Raise UsageError for options that do not go together, AwpError for a file that cannot be read."""
@@ -111,7 +113,8 @@ def context_length(folder: ModelFolder) -> int | None:
     found = next((int(config[key]) for key in _CONTEXT_KEYS if config.get(key)), None)
     if found is None or config.get("model_type") not in _PADDED_POSITIONS:
         return found
-    return found - int(config.get("pad_token_id") or 0) - 1
+    padding = config.get("pad_token_id")
+    return found - (1 if padding is None else int(padding)) - 1
 
 
 def open_statistics(

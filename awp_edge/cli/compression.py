@@ -20,7 +20,7 @@ from ..options import CompressOptions, Statistics
 from .command import Options, Outcome
 from .console import duration, facts, note, progress, size
 
-ZEROS_NOTE = "note: zeros in a dense export bring neither speed nor size; "
+ZEROS_NOTE = "note: zeros in a dense export bring neither speed nor size"
 
 if TYPE_CHECKING:
     from ..compress import CompressSummary
@@ -258,10 +258,7 @@ def _plan_lines(planned: Plan) -> list[str]:
                 f"{len(planned.layers)} linears in {planned.n_blocks} blocks; {len(planned.left_alone)} left alone",
             ),
             ("asked", f"{asked.kind} by {asked.method}{_details(asked)}"),
-            (
-                "calibration",
-                f"{planned.samples} windows of {planned.seq_len} tokens, fewer where the text ends",
-            ),
+            ("calibration", f"{planned.samples} windows of {planned.seq_len} tokens"),
             ("bits per weight", f"{planned.bits_per_weight:.3f} in a {_export(asked)} export"),
             ("compressed folder", size(planned.compressed_bytes)),
             ("disk while running", size(planned.disk_bytes)),
@@ -369,11 +366,18 @@ def _summary_lines(summary: CompressSummary) -> list[str]:
     if asked is not None and used is not None and used < asked:
         lines.append(f"note: the calibration text fills {used} of the {asked} windows asked for")
     if spec.kind in ("pruning", "joint") and not spec.sparse_export:
-        stored = "export --weights sparse stores the other weights alone"
-        lines.append(ZEROS_NOTE + (stored if spec.bits == 4 else "4 bits bring both"))
+        lines.append(ZEROS_NOTE + _instead(spec))
     if spec.bits == 3:
         lines.append("note: a dense export stores 3-bit codes in 4 bits")
     return lines
+
+
+def _instead(spec: CompressSpec) -> str:
+    """Return what would bring speed or size."""
+    if spec.bits is None or spec.bits > 4:
+        return "; 4 bits bring both"
+    whole = spec.group_size % 64 == 0 and not METHODS[spec.method].scales_inputs
+    return "; export --weights sparse stores the other weights alone" if spec.bits == 4 and whole else ""
 
 
 def _export(spec: CompressSpec) -> str:
