@@ -31,9 +31,8 @@ class Skeleton:
     """A model on the meta device (shapes, no weights) and the folder that its weights are read from.
 
     `stack_name` is the longest ModuleList of one class whose members hold linears, of the text model where there are
-    others; `linears[i]` maps the linears of
-    block i to their paths inside the block, in the order of the module tree. A linear is named by its tensor in the
-    folder, without ".weight".
+    others; `linears[i]` maps the linears of block i to their paths inside the block, in the order of the module tree. A
+    linear is named by its tensor in the folder, without ".weight".
 
     Raises: AwpError for an unknown architecture, an encoder-decoder, no block stack of linears, or weights that do
     not fit the config; UsageError for a `skip` pattern that matches no linear.
