@@ -35,7 +35,7 @@ ISAS: dict[str, tuple[str, ...]] = {
     "base": ("base",),
     "avx2": ("avx2",),
     "avx512": ("avx512",),
-    "avx512vnni": ("avx512bf16", "avx512"),
+    "avx512vnni": ("avx512vnni", "avx512"),
     "avx512bf16": ("avx512bf16",),
     "amx": ("amx",),
     "neon": ("neon",),
