@@ -52,7 +52,10 @@ class Backend(Protocol):
         """Run projected gradient descent from a start inside the set (or W, with a ramp)."""
 
     def inverse(self, matrix: Array, *, overwrite: bool = False) -> Array:
-        """Return the inverse of a symmetric positive definite matrix, in its dtype, which may be overwritten."""
+        """Return the inverse of a symmetric positive definite matrix, exactly symmetric, in its dtype.
+
+        overwrite: the matrix's memory may be used.
+        """
 
     def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
         """Return the sparse end of a splitting run."""
@@ -128,8 +131,9 @@ class NumpyBackend:
         return minimise(iterate(problem, constraint, start, method=method, engine=self), stop)
 
     def inverse(self, matrix: Array, *, overwrite: bool = False) -> Array:
-        """Return the inverse of a symmetric positive definite matrix, in its dtype."""
-        return np.linalg.inv(matrix)
+        """Return the inverse of a symmetric positive definite matrix, exactly symmetric, in its dtype."""
+        found = np.linalg.inv(matrix)
+        return (found + found.T) / 2
 
     def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:
         """Return the sparse end of a splitting run."""
@@ -220,7 +224,7 @@ class NativeBackend:
         return native.pgd(problem, constraint, start, method=method, stop=stop, threads=self.threads)
 
     def inverse(self, matrix: Array, *, overwrite: bool = False) -> Array:
-        """Return the inverse of a symmetric positive definite matrix, in its dtype."""
+        """Return the inverse of a symmetric positive definite matrix, exactly symmetric, in its dtype."""
         return native.inverse(matrix, overwrite=overwrite, threads=self.threads)
 
     def admm(self, problem: Problem, support: Support, *, method: Admm) -> Array:

@@ -126,7 +126,7 @@ def _awq_wanda(problem: Problem, constraint: Sparse | LowRank, *, engine: Backen
     """Quantize, then prune what came out."""
     assert isinstance(constraint, Sparse)
     found = awq(problem, constraint, engine=engine)
-    mask = wanda_mask(Problem(found.theta, problem.gram), constraint, engine=engine)
+    mask = wanda_mask(problem.derived(weight=found.theta), constraint, engine=engine)
     pruned = np.where(mask, found.scaled, found.scaled.dtype.type(0))
     return _scaled(replace(found, scaled=pruned), constraint, problem=problem)
 
@@ -134,7 +134,7 @@ def _awq_wanda(problem: Problem, constraint: Sparse | LowRank, *, engine: Backen
 def _wanda_awq(problem: Problem, constraint: Sparse | LowRank, *, engine: Backend) -> Result:
     """Prune, then quantize what is left as if it were the dense weight."""
     assert isinstance(constraint, Sparse)
-    pruned = Problem(wanda(problem, replace(constraint, values=Reals()), engine=engine), problem.gram)
+    pruned = problem.derived(weight=wanda(problem, replace(constraint, values=Reals()), engine=engine))
     return _scaled(awq(pruned, constraint, engine=engine), constraint, problem=problem)
 
 
@@ -285,9 +285,9 @@ def _interleaved(problem: Problem, spec: CompressSpec, *, backend: str, threads:
     """
     order = interleaved(problem.shape[1])
     back = np.argsort(order)
-    turned = Problem(
-        np.ascontiguousarray(problem.weight[:, order]),
-        np.ascontiguousarray(problem.gram[np.ix_(order, order)]),
+    turned = problem.derived(
+        weight=np.ascontiguousarray(problem.weight[:, order]),
+        gram=np.ascontiguousarray(problem.gram[np.ix_(order, order)]),
     )
     constraint = spec.consecutive().constraint(turned.shape)
     engine = resolve(backend, threads=threads, constraint=constraint)

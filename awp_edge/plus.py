@@ -124,7 +124,7 @@ def _search(problem: Problem, support: Support, *, effort: Effort, engine: Backe
         other = engine.swap(problem, theta != 0, theta, labels=labels, method=effort.swaps, least=least)
         swapped = np.flatnonzero(np.any(other != theta, axis=1))
         if len(swapped):
-            part = replace(problem, weight=problem.weight[swapped])
+            part = problem.derived(weight=problem.weight[swapped])
             refitted, ends = engine.refit(part, other[swapped] != 0, other[swapped], steps=1)
             better = ends < rows[swapped]  # not where a swap came to nothing finite
             theta = theta.copy()

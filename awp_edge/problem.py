@@ -12,6 +12,8 @@ Array = NDArray[np.floating[Any]]
 
 #: Largest asymmetry, relative to the largest entry, that is still taken for rounding.
 SYMMETRY_TOLERANCE = 1e-3
+#: Rows of C that are compared with its columns at a time: columns of a large matrix are far apart in memory.
+STRIP = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,13 @@ class Problem:
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "gram", gram)
 
+    def derived(self, *, weight: Array | None = None, gram: Array | None = None) -> Problem:
+        """Return the problem with another W or C made of its own: valid by construction, so unchecked."""
+        other = object.__new__(Problem)
+        object.__setattr__(other, "weight", self.weight if weight is None else weight)
+        object.__setattr__(other, "gram", self.gram if gram is None else gram)
+        return other
+
     @property
     def shape(self) -> tuple[int, int]:
         """Return (d_out, d_in)."""
@@ -71,14 +80,14 @@ class Problem:
         mean = float(diagonal.mean()) or 1.0
         gram = self.gram.copy()
         np.fill_diagonal(gram, diagonal + share * np.maximum(diagonal, 1e-6 * mean).astype(gram.dtype))
-        return Problem(self.weight, gram)
+        return self.derived(gram=gram)
 
     def without_dead_inputs(self) -> Problem:
         """Return the problem with zero for weights that f does not see: of inputs that are never active, C_jj = 0."""
         dead = self.gram.diagonal() == 0
         if not dead.any():
             return self
-        return Problem(np.where(dead, self.weight.dtype.type(0), self.weight), self.gram)
+        return self.derived(weight=np.where(dead, self.weight.dtype.type(0), self.weight))
 
     def relative_error(self, theta: Array) -> float:
         """Return f(Theta) / f(0), which compares across layers; 0/0 counts as 0."""
@@ -120,7 +129,11 @@ def as_matrix(value: Any, *, name: str, dtype: np.dtype[Any] | None = None) -> A
 
 
 def _check_symmetric(gram: Array) -> None:
-    gap, scale = float(np.abs(gram - gram.T).max()), float(np.abs(gram).max())
+    gap = max(
+        float(np.abs(gram[first:last, :last] - gram[:last, first:last].T).max())
+        for first, last in ((first, first + STRIP) for first in range(0, len(gram), STRIP))
+    )
+    scale = max(float(gram.max()), -float(gram.min()))
     if gap > SYMMETRY_TOLERANCE * scale:
         raise ValueError(
             f"gram is not symmetric: entries differ by {gap:.3g} of at most {scale:.3g}; pass E[x x^T]"

@@ -287,6 +287,7 @@ def test_inverses_agree(isa: str, n: int) -> None:
     reference, *twins = (engine.inverse(matrix) for engine in (NUMPY, NativeBackend(1), NativeBackend(3)))
     for found in (reference, twins[0]):
         assert np.abs(matrix @ found - np.eye(n)).max() < 1e-6
+        assert_same_bits(found, found.T)
     assert_same_bits(twins[1], twins[0])
     place = matrix.copy()
     assert NativeBackend(2).inverse(place, overwrite=True) is place  # no second matrix

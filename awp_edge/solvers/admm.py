@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from ..constraints import Sparse, Support
 from ..problem import Array, Problem
 
 PRODUCTS = ("float32", "int8")
-#: Rows of a d_in x d_in matrix that are made symmetric at a time: a temporary of that matrix is the size of W or more.
+#: Rows of a d_in x d_in matrix that are rounded at a time: a temporary of that matrix is the size of W or more.
 STRIP = 128
 #: Largest codes of the factors of an int8 product: four products of what is left and right fit in 16 bits, where the
 #: left one is shifted to be positive, as x86 wants it.
@@ -65,7 +64,10 @@ class Inverter(Protocol):
     """What inverts."""
 
     def inverse(self, matrix: Array, *, overwrite: bool = False) -> Array:
-        """Return the inverse of a symmetric positive definite matrix, in its dtype, which may be overwritten."""
+        """Return the inverse of a symmetric positive definite matrix, exactly symmetric, in its dtype.
+
+        overwrite: the matrix's memory may be used.
+        """
 
 
 class Operations(Inverter, Protocol):
@@ -137,27 +139,17 @@ def proximal_map(gram: Array, *, method: Admm, engine: Inverter) -> Array | Roun
     inverse = engine.inverse(ridged, overwrite=True)
     del ridged  # a second matrix where it was not overwritten, in float64 twice the size of C
     inverse *= method.penalty
-    if method.products == "int8":
-        return _rounded(inverse, gram.dtype)
-    symmetric = np.empty_like(gram, order="C")
-    for rows, strip in _symmetric_strips(inverse):
-        symmetric[rows] = strip
-    return symmetric
-
-
-def _symmetric_strips(matrix: Array) -> Iterator[tuple[slice, Array]]:
-    for first in range(0, len(matrix), STRIP):
-        rows = slice(first, first + STRIP)
-        strip = np.add(matrix[rows], matrix[:, rows].T, order="C")
-        strip /= 2
-        yield rows, strip
+    return (
+        _rounded(inverse, gram.dtype) if method.products == "int8" else inverse.astype(gram.dtype, order="C")
+    )
 
 
 def _rounded(matrix: Array, dtype: DTypeLike) -> RoundedMatrix:
-    """Round (d, d) float64, taken as symmetric: rows of a strip are its columns."""
+    """Round (d, d) float64, symmetric, which is overwritten: rows of a strip are its columns."""
     d = len(matrix)
     codes, scale, diagonal = np.empty((d, d), dtype=np.int8), np.empty(d, dtype), np.empty(d, dtype)
-    for rows, strip in _symmetric_strips(matrix):
+    for rows in (slice(first, first + STRIP) for first in range(0, d, STRIP)):
+        strip = matrix[rows]
         on_diagonal = strip.reshape(-1)[rows.start :: d + 1]
         diagonal[rows] = on_diagonal
         on_diagonal[:] = 0
@@ -170,4 +162,4 @@ def _rounded(matrix: Array, dtype: DTypeLike) -> RoundedMatrix:
 
 def scaled(problem: Problem, scale: Array) -> Problem:
     """Return the same problem in the variables theta_j scale_j: W diag(s), diag(1/s) C diag(1/s)."""
-    return replace(problem, weight=problem.weight * scale, gram=problem.gram / np.outer(scale, scale))
+    return problem.derived(weight=problem.weight * scale, gram=problem.gram / np.outer(scale, scale))

@@ -40,7 +40,7 @@ def descend(
     moving: NDArray[np.intp] = np.arange(theta.shape[0])
     for _ in range(passes):
         part = BoundGrid(grid.spec, scales[moving], grid.zeros[moving])
-        rows = _Rows(theta[moving], part, Problem(problem.weight[moving], problem.gram))
+        rows = _Rows(theta[moving], part, problem.derived(weight=problem.weight[moving]))
         changed = rows.move_codes(None if mask is None else mask[moving])
         if rescale:
             changed |= rows.move_scales()

@@ -251,8 +251,12 @@ template <class T> class RowSwap {
     const auto other = [&](const Ranked& one) { return one.label != columns.front().label; };
     if (std::any_of(columns.begin(), columns.end(), other)) return std::sort(columns.begin(), columns.end());
     const std::size_t size = std::min(count, columns.size());
-    std::partial_sort(columns.begin(), columns.begin() + static_cast<std::ptrdiff_t>(size), columns.end());
+    const auto smaller = [](const Ranked& one, const Ranked& another) {
+      return one.size < another.size || (one.size == another.size && one.column < another.column);
+    };
+    std::nth_element(columns.begin(), columns.begin() + static_cast<std::ptrdiff_t>(size), columns.end(), smaller);
     columns.resize(size);
+    std::sort(columns.begin(), columns.end(), smaller);
   }
 
   // The gain that the candidates' sizes promise.
