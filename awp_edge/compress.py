@@ -384,8 +384,12 @@ def compress_linear(
         layer = CompressedLayer.of(info.name, result, bits=spec.bits)
     except ValueError as error:
         raise AwpError(f"{info.name}: {error}") from None
-    exact = weight.astype(np.float64)  # of tiny weights nothing is left in float32
-    zero_objective = half_inner(weight, weight @ gram.matrix) or half_inner(exact, exact @ gram.matrix)
+    # Not by NumPy: its BLAS threads go on spinning where the next layer's solver runs.
+    moved = resolve(options.backend, threads=options.threads).product(weight, gram.matrix)
+    zero_objective = half_inner(weight, moved)
+    if zero_objective == 0:  # of tiny weights nothing is left in float32
+        exact = weight.astype(np.float64)
+        zero_objective = half_inner(exact, exact @ gram.matrix)
     record = {
         "name": info.name, "shape": list(layer.shape), "relative_error": ratio(result.objective, zero_objective),
         "iterations": result.n_iter, "converged": bool(result.converged), "reason": result.reason,
