@@ -23,8 +23,8 @@ LOADED_BYTES = 450_000_000
 #: Matrices the size of the largest layer that a solver holds at once.
 SOLVER_MATRICES = 10
 #: Matrices the size of C, in float32, that it holds beside C: resident memory measured on 64 x 1536 (awp-plus: 64 x
-#: 3072, without its threads' factors), the core's and LAPACK's own included. Checking C takes less than one, low rank its roots;
-#: the others by method.
+#: 3072, without its threads' factors), the core's and LAPACK's own included. Checking C takes less than one, low rank
+#: its roots; the others by method.
 CHECK_SQUARES, ROOT_SQUARES = 1, 10
 SQUARES: Mapping[str, int] = MappingProxyType(
     {"awp-plus": 6, "sparsegpt": 8, "gptq": 7, "gptq-actorder": 7, "alps": 12}
