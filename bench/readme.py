@@ -281,6 +281,7 @@ QUALITY = (
     "_joined",
     "_numpy",
     "_plus",
+    "_vnni",
     "_bits",
     "_allocated",
     "_widths",
