@@ -92,9 +92,8 @@ def test_bits_are_those_of_the_export_that_is_named(road, tmp_path):
         assert [figure[2] for figure in figures] == [name, name]
         # A plan counts a zero point a group; a run leaves out those that are all alike.
         assert float(figures[0][1]) == pytest.approx(float(figures[1][1]), abs=0.15)
-        assert ("neither speed nor size\n" in run.out) == (
-            name == "dense"
-        )  # no sparse export in groups of 32
+        # No sparse export in groups of 32.
+        assert ("neither speed nor size\n" in run.out) == (name == "dense")
     scaled = succeeded("plan", folder / "model", "--method", "awq+wanda", *asked[3:], "--group-size", 64)
     assert "in a dense export" in scaled.out
 

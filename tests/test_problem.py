@@ -12,7 +12,7 @@ from oracles import exact_objective
 from strategies import DTYPES, problems, shapes, weights
 
 from awp_edge import Problem
-from awp_edge.problem import ratio
+from awp_edge.problem import STRIP, ratio
 
 
 @given(st.data(), st.sampled_from(DTYPES))
@@ -101,3 +101,14 @@ def test_bad_input_gets_one_line(case: str) -> None:
         warnings.simplefilter("error")
         Problem(weight, gram)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("n", [1, STRIP - 1, STRIP, STRIP + 1, 2 * STRIP + 3])
+def test_asymmetry_is_seen_in_every_strip(n: int) -> None:
+    Problem(np.ones((1, n)), np.eye(n))
+    corners = {0, STRIP - 1, STRIP, n - 1}
+    for row, column in ((i, j) for i in corners for j in corners if i != j and max(i, j) < n):
+        gram = np.eye(n)
+        gram[row, column] = 0.5
+        with pytest.raises(ValueError, match="not symmetric"):
+            Problem(np.ones((1, n)), gram)

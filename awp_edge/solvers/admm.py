@@ -139,9 +139,9 @@ def proximal_map(gram: Array, *, method: Admm, engine: Inverter) -> Array | Roun
     inverse = engine.inverse(ridged, overwrite=True)
     del ridged  # a second matrix where it was not overwritten, in float64 twice the size of C
     inverse *= method.penalty
-    return (
-        _rounded(inverse, gram.dtype) if method.products == "int8" else inverse.astype(gram.dtype, order="C")
-    )
+    if method.products == "int8":
+        return _rounded(inverse, gram.dtype)
+    return inverse.astype(gram.dtype, order="C")
 
 
 def _rounded(matrix: Array, dtype: DTypeLike) -> RoundedMatrix:
