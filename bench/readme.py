@@ -246,6 +246,27 @@ def headroom(result: Result) -> str:
     return f"{grid(('f above the least found', *excess), rows)}\n\n{note}. {where(result)}.\n"
 
 
+def damping(result: Result) -> str:
+    """Return layer error, perplexity and KL for every damping, with their ranges over the calibrations."""
+    measured = result["results"]["rows"]
+    rows = [
+        (
+            f"{row['damping']:g}",
+            _ranged(row["mean_relative_error"], row.get("error_spread"), ".5f"),
+            *(_ranged(row[key], text.get(f"{key}_spread"), form) for key, form in MEASURES.items()),
+        )
+        for row in measured
+        for text in row["texts"].values()
+    ]
+    header = ("damping", "mean relative error", "perplexity", "KL to dense")
+    return f"{grid(header, rows)}\n\n{measured[0]['protocol']}\n"
+
+
+def _ranged(mean: float, spread: Mapping[str, Any] | None, form: str) -> str:
+    middle = format(mean, form)
+    return middle if spread is None else f"{middle} ({spread['min']:{form}}-{spread['max']:{form}})"
+
+
 def encoder(result: Result) -> str:
     """Return how near a compressed encoder's embeddings are to the dense ones."""
     measured = result["results"]
@@ -288,6 +309,8 @@ QUALITY = (
     "_dithered",
     "_dithered_loss",
 )
+#: What of a text `damping` shows.
+MEASURES = MappingProxyType({"perplexity": ".2f", "kl": ".4f"})
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
     {
         "demo": demo,
@@ -298,6 +321,7 @@ RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
         "table": table,
         "layers": layers,
         "headroom": headroom,
+        "damping": damping,
         "encoder": encoder,
         "guarantees": guarantees,
         "mutations": mutations,
