@@ -19,7 +19,7 @@ from common import RESULTS
 from awp_edge.cli.steps import where_and_when
 from awp_edge.methods import METHODS
 from awp_edge.spec import CompressSpec
-from awp_edge.table import ALL, rivals, setting_name, settings_of
+from awp_edge.table import ALL, MEASURES, rivals, setting_name, settings_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PLOTS = ("perplexity", "layers", "convergence")
@@ -33,7 +33,12 @@ def joined(kept: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     """
     if _texts(kept) != _texts(added):
         raise SystemExit(f"the rows on record are of {_texts(kept)}, the others of {_texts(added)}")
-    rows = {(row["method"], row["setting"]): row for result in (kept, added) for row in result["rows"]}
+    label = next(iter(kept["dense"]))
+    rows = {
+        (row["method"], row["setting"]): _led_by(row, label)
+        for result in (kept, added)
+        for row in result["rows"]
+    }
     every = [*kept["made"], *added["made"]]
     made = sorted(
         (one for i, one in enumerate(every) if one not in every[:i]), key=lambda one: str(one["date"])
@@ -45,6 +50,11 @@ def joined(kept: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
         rows.values(), key=lambda row: (settings.index(row["setting"]), methods.index(row["method"]))
     )
     return {**kept, "rows": found, "rivals": rivals(found), "made": made, "protocol": protocol}
+
+
+def _led_by(row: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Return a row with the measures of one text at its top, whichever text came first where it was measured."""
+    return {**row, **{key: row["texts"][label][key] for key in (*MEASURES, "windows")}}
 
 
 def _texts(result: Mapping[str, Any]) -> dict[str, tuple[int, str]]:

@@ -145,3 +145,35 @@ def test_every_place_has_a_renderer(readme):
     names = {match[2] for page in readme.PAGES for match in readme.MARKED.finditer(page.read_text())}
     assert names and names <= readme.RENDERERS.keys()
     assert names <= {file.stem for file in (ROOT / "bench" / "results").glob("*.json")}
+
+
+def test_rows_that_join_a_table_are_compared_on_the_same_text(bench):
+    def row(setting, bits, c4, wikitext, first):
+        texts = {"c4": c4, "wikitext": wikitext}
+        measured = {
+            name: {"perplexity": p, "kl": 0.5, "top1_agreement": 0.6, "windows": 5}
+            for name, p in texts.items()
+        }
+        return {
+            "method": "awp-plus",
+            "setting": setting,
+            "packed_bits": bits,
+            "texts": measured,
+            **measured[first],
+        }
+
+    def table(order, *rows):
+        dense = {name: {"perplexity": 9.0, "windows": 5} for name in order}
+        made = [{"date": "2026-01-02", "machine": MACHINE}]
+        return {
+            "dense": dense,
+            "rows": list(rows),
+            "rivals": [],
+            "made": made,
+            "protocol": "5 windows; A CPU.",
+        }
+
+    kept = table(["c4", "wikitext"], row("INT2", 2.3, 20.0, 30.0, "c4"))
+    added = table(["wikitext", "c4"], row("75% + INT4", 2.3, 40.0, 60.0, "wikitext"))
+    sides = bench("table").joined(kept, added)["rivals"][0].values()
+    assert [side["perplexity"] for side in sides] == [40.0, 20.0]
