@@ -2,7 +2,8 @@
 
 Writes bench/results/table.json without the errors of single layers, and copies the plots to docs/. With `--join` rows
 of the folder take the place of the same rows on record, or come to them, and everything else stays: for rows that
-were measured later, on other days or machines. The plots are left, because they need the layers of all rows.
+were measured later, on other days or machines. Of the plots only the one of perplexity is drawn again: the others need
+the layers of all rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from common import RESULTS
@@ -20,6 +22,7 @@ from awp_edge.cli.steps import where_and_when
 from awp_edge.methods import METHODS
 from awp_edge.spec import CompressSpec
 from awp_edge.table import ALL, MEASURES, rivals, setting_name, settings_of
+from awp_edge.table_page import draw
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PLOTS = ("perplexity", "layers", "convergence")
@@ -78,8 +81,12 @@ def main() -> None:
     if options.join:
         result = joined(json.loads(path.read_text()), result)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    for plot in () if options.join else PLOTS:
-        shutil.copyfile(options.folder / f"all-{plot}.svg", DOCS / f"methods-{plot}.svg")
+    with TemporaryDirectory() as drawn:
+        if options.join:
+            draw({**result, "rows": [{**row, "layers": {}} for row in result["rows"]]}, Path(drawn))
+        source = Path(drawn) if options.join else options.folder
+        for plot in PLOTS[:1] if options.join else PLOTS:
+            shutil.copyfile(source / f"all-{plot}.svg", DOCS / f"methods-{plot}.svg")
 
 
 if __name__ == "__main__":
