@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from common import write
 ROW = "awp-plus 50%"
 
 
-def measure(damping: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(damping: str, options: argparse.Namespace, *, saved: Sequence[Path]) -> dict[str, Any]:
     """Return the pooled row of one value: layer error, perplexity and KL over the calibrations."""
-    saved = [f"--statistics={folder}" for folder in sorted(options.table.glob("statistics*"))]
     command = [
         sys.executable, "-P", "-m", "awp_edge.cli", "table", "pruning", str(options.model), "--row", ROW,
-        "--damping", damping, "--calibration", str(options.calibration), "--samples", str(options.samples), *saved,
-        "--text", options.text, "--windows", str(options.windows), "--out", str(options.work / damping), "--json",
+        "--damping", damping, "--calibration", str(options.calibration), "--samples", str(options.samples),
+        *(f"--statistics={folder}" for folder in saved), "--text", options.text, "--windows", str(options.windows),
+        "--out", str(options.work / damping), "--json",
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.strip().splitlines()[-1])
@@ -44,10 +45,12 @@ def main() -> None:
     parser.add_argument("--values", default="0,0.03,0.1")
     parser.add_argument("--work", type=Path, default=Path("build/damping"))
     options = parser.parse_args()
-    values = options.values.split(",")
+    values, saved = options.values.split(","), sorted(options.table.glob("statistics*"))
+    if not saved:
+        parser.error(f"{options.table} has no statistics: give the --out of awp-edge table")
     rows: list[dict[str, Any]] = []
     for damping in values:
-        rows.append(measure(damping, options))
+        rows.append(measure(damping, options, saved=saved))
         write("damping", {"rows": rows}, complete=len(rows) == len(values))
 
 
