@@ -25,6 +25,7 @@ ROWS: dict[str, tuple[list[str], tuple[float, float | None] | None]] = {
     "awp 50%": (["--method", "awp", "--sparsity", "0.5"], (37.91, 0.0220)),
     "wanda 60%": (["--method", "wanda", "--sparsity", "0.6"], (119.6, None)),
     "awp-plus 50%": (["--method", "awp-plus", "--sparsity", "0.5"], None),
+    "awp-plus 50% fast": (["--method", "awp-plus", "--effort", "fast", "--sparsity", "0.5"], None),
     "awp-plus 50% max": (["--method", "awp-plus", "--effort", "max", "--sparsity", "0.5"], None),
     "awp-plus 50% undamped": (["--method", "awp-plus", "--damping", "0", "--sparsity", "0.5"], None),
     "awp-plus 50% max undamped": (
