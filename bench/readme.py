@@ -303,6 +303,7 @@ QUALITY = (
     "_numpy",
     "_plus",
     "_vnni",
+    "_fast",
     "_bits",
     "_allocated",
     "_widths",
