@@ -9,6 +9,8 @@ from typing import Any
 
 #: Setting whose layers are drawn, the first of these that the table has.
 DRAWN = ("50%", "INT3", "50% + INT4", "rank 80%")
+#: Measures of a text that have a range over calibrations, and how they are written.
+RANGED: Mapping[str, str] = MappingProxyType({"perplexity": ".2f", "kl": ".4f"})
 _NUMBERS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "mean_relative_error": ("mean relative error", ".5f"),
@@ -39,11 +41,12 @@ def _cells(row: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
     cells = []
     for label in labels:
         measured = row["texts"][label]
-        cells += [_ranged(measured, "perplexity", ".2f"), _ranged(measured, "kl", ".4f")]
+        cells += [ranged(measured, key, form) for key, form in RANGED.items()]
     return cells + [_cell(row.get(key), form) for key, (_, form) in _NUMBERS.items()]
 
 
-def _ranged(measured: Mapping[str, Any], key: str, form: str) -> str:
+def ranged(measured: Mapping[str, Any], key: str, form: str) -> str:
+    """Return a measure in a format, behind it the least and the largest where there were several calibrations."""
     spread = measured.get(f"{key}_spread")
     middle = _cell(measured[key], form)
     return middle if spread is None else f"{middle} ({spread['min']:{form}}-{spread['max']:{form}})"

@@ -248,23 +248,18 @@ def headroom(result: Result) -> str:
 
 def damping(result: Result) -> str:
     """Return layer error, perplexity and KL for every damping, with their ranges over the calibrations."""
+    from awp_edge.table_page import RANGED, ranged
+
     measured = result["results"]["rows"]
-    rows = [
-        (
-            f"{row['damping']:g}",
-            _ranged(row["mean_relative_error"], row.get("error_spread"), ".5f"),
-            *(_ranged(row[key], text.get(f"{key}_spread"), form) for key, form in MEASURES.items()),
+    rows = []
+    for row in measured:
+        (text,) = row["texts"].values()
+        error = ranged({"error": row["mean_relative_error"], **row}, "error", ".5f")
+        rows.append(
+            [f"{row['damping']:g}", error, *(ranged(text, key, form) for key, form in RANGED.items())]
         )
-        for row in measured
-        for text in row["texts"].values()
-    ]
     header = ("damping", "mean relative error", "perplexity", "KL to dense")
     return f"{grid(header, rows)}\n\n{measured[0]['protocol']}\n"
-
-
-def _ranged(mean: float, spread: Mapping[str, Any] | None, form: str) -> str:
-    middle = format(mean, form)
-    return middle if spread is None else f"{middle} ({spread['min']:{form}}-{spread['max']:{form}})"
 
 
 def encoder(result: Result) -> str:
@@ -310,8 +305,6 @@ QUALITY = (
     "_dithered",
     "_dithered_loss",
 )
-#: What of a text `damping` shows.
-MEASURES = MappingProxyType({"perplexity": ".2f", "kl": ".4f"})
 RENDERERS: Mapping[str, Callable[[Result], str]] = MappingProxyType(
     {
         "demo": demo,

@@ -36,8 +36,8 @@ RESULTS = {
     "headroom": {"machine": MACHINE, "results": {"blocks": "3,10", "steps": 9, "rows": [{}], "excess": {
         "default": {"all": 0.01, "q_proj": 0.02}}}},
     "damping": {"machine": MACHINE, "results": {"rows": [
-        {"damping": 0.03, "protocol": "1 window; A CPU, 2026-01-02.", "mean_relative_error": 0.02, "perplexity": 38.0,
-         "kl": 0.5, "texts": {"t.txt": {"kl_spread": {"min": 0.4, "max": 0.6}}}}]}},
+        {"damping": 0.03, "protocol": "1 window; A CPU, 2026-01-02.", "mean_relative_error": 0.02,
+         "texts": {"t.txt": {"perplexity": 38.0, "kl": 0.5, "kl_spread": {"min": 0.4, "max": 0.6}}}}]}},
     "encoder": {"machine": MACHINE, "results": {"sentences": 4, "text": "t.txt", "samples": 8, "seq_len": 64,
                 "calibration": "c4", "rows": [
         {"method": "awp", "setting": "50%", "mean_cosine": 0.99, "least_cosine": 0.9, "same_neighbour": 0.8,
